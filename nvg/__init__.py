@@ -1,0 +1,34 @@
+"""nvg: GPT-2 inference on the CPU. `import nvg` loads neither numba nor numpy; names are loaded when used."""
+
+from typing import TYPE_CHECKING, Any
+
+from nvg._version import __version__
+
+if TYPE_CHECKING:
+    from nvg.hookspecs import hookimpl
+    from nvg.llm import LLM
+    from nvg.params import Choice, EngineConfig, Piece, RequestOutput, SamplingParams, TokenLogprobs
+
+__all__ = [
+    "LLM",
+    "Choice",
+    "EngineConfig",
+    "Piece",
+    "RequestOutput",
+    "SamplingParams",
+    "TokenLogprobs",
+    "__version__",
+    "hookimpl",
+]
+
+_HOMES = {"LLM": "nvg.llm", "hookimpl": "nvg.hookspecs"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'nvg' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES.get(name, "nvg.params")), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,50 @@
+"""Every error that nvg raises on purpose; the command line prints its one line and exits with its `exit_code`.
+
+A message names the thing, the value, what is allowed and the way out.
+"""
+
+
+class NvgError(Exception):
+    """Base of nvg's own errors."""
+
+    exit_code = 1
+
+
+class ModelNotFoundError(NvgError):
+    """No model under that name or at that path."""
+
+    exit_code = 4
+
+
+class CheckpointError(NvgError):
+    """A model's files are damaged, contradictory or of a kind that nvg does not run."""
+
+    exit_code = 4
+
+
+class ParameterError(NvgError, ValueError):
+    """A value from the user is outside what is allowed."""
+
+    exit_code = 2
+
+
+class UnknownNameError(ParameterError):
+    """No sampler, tokenizer, model type or option has that name."""
+
+
+class PluginError(NvgError):
+    """A plugin could not be imported, clashes with another, or breaks its contract."""
+
+
+class SamplerError(PluginError):
+    """A sampler raised, left NaN or removed every candidate; ends the one request that used it."""
+
+
+class AbortedError(NvgError):
+    """A step was cut short by `abort()`; what it wrote to the KV cache is void."""
+
+    exit_code = 130
+
+
+class EngineError(NvgError):
+    """The engine stopped on a fault of its own, or was used after `close()`."""

@@ -1,0 +1,199 @@
+"""What goes into a request and what comes out: frozen, plain data; imports neither numpy nor numba."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nvg.errors import ParameterError
+
+FinishReason = Literal["stop", "length", "aborted", "error"]
+DTYPES = ("float32",)
+MAX_SEED = 2**64 - 1
+
+
+def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        allowed = f">= {low}" if high is None else f"from {low} to {high}"
+        raise ParameterError(f"{name} is {value!r}; it must be an integer {allowed}")
+
+
+def _number(name: str, value: object, allowed: str, low: float, high: float, *, open_low: bool = False) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not (low < value if open_low else low <= value) or value > high:  # type: ignore[operator]
+        raise ParameterError(f"{name} is {value!r}; it must be a number {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How one request is sampled and when it ends.
+
+    The shortcuts `temperature`, `top_k`, `top_p` and `min_p` are unset (None) by default: with neither shortcut nor
+    `sampler` the model's own distribution is drawn from, unchanged (temperature 1).
+
+    Raises ParameterError (a ValueError) for a value outside its range.
+    """
+
+    temperature: float | None = None
+    """Divides the logits; >= 0, and 0 means greedy."""
+    top_k: int | None = None
+    """Keep the k most probable tokens; 0 means all."""
+    top_p: float | None = None
+    """Keep the smallest set of most probable tokens whose probability reaches p; in (0, 1], 1 means all."""
+    min_p: float | None = None
+    """Keep tokens at least min_p times as probable as the most probable; in [0, 1], 0 means all."""
+    sampler: Any = None
+    """A chain: a name, `(name, {option: value})`, `{"name": ..., "options": {...}}`, a sampler object, or a
+    sequence of these, applied in order."""
+    max_tokens: int = 64
+    """Most tokens to generate; 0 means prefill only."""
+    min_tokens: int = 0
+    """End-of-text and stop ids can't be drawn before this many tokens."""
+    stop: str | Sequence[str] = ()
+    """Strings that end the text where the earliest of them begins; they are not part of it."""
+    stop_token_ids: Sequence[int] = ()
+    """Token ids that end the request; counted in token_ids, not shown in text."""
+    ignore_eos: bool = False
+    """Treat the end-of-text token as any other."""
+    seed: int | None = None
+    """0 .. 2**64 - 1; None draws one, reported in the output."""
+    n: int = 1
+    """How many choices to generate from the one prompt."""
+    logprobs: int | None = None
+    """Report, for each token, its log-probability before the chain and the k most probable tokens' (0: its own)."""
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None:
+            _number("temperature", self.temperature, ">= 0 (0 means greedy)", 0, math.inf)
+        if self.top_k is not None:
+            _integer("top_k", self.top_k, 0)
+        if self.top_p is not None:
+            _number("top_p", self.top_p, "above 0 and at most 1 (1 means off)", 0, 1, open_low=True)
+        if self.min_p is not None:
+            _number("min_p", self.min_p, "from 0 to 1 (0 means off)", 0, 1)
+        _integer("max_tokens", self.max_tokens, 0)
+        _integer("min_tokens", self.min_tokens, 0)
+        _integer("n", self.n, 1)
+        if self.seed is not None:
+            _integer("seed", self.seed, 0, MAX_SEED)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0)
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise ParameterError(f"stop has {text!r}; each stop must be a string that is not empty")
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for token_id in self.stop_token_ids:
+            _integer("a stop token id", token_id, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a model is loaded and how much may run at once. Raises ParameterError for a value outside its range."""
+
+    model: str = "tales"
+    """A built-in model's name or the path of a Hugging Face GPT-2 directory."""
+    dtype: str = "float32"
+    """How matmul weights are stored."""
+    kv_dtype: str | None = None
+    """How keys and values are stored; None follows dtype."""
+    tokenizer: str | None = None
+    """Name of a tokenizer plugin; None takes the checkpoint's own."""
+    threads: int | None = None
+    """Compute threads; None means the physical cores that this process may use."""
+    max_num_seqs: int = 64
+    """Most sequences in one step."""
+    max_num_batched_tokens: int = 512
+    """Most tokens in one step; longer prompts are prefilled in pieces."""
+    max_model_len: int | None = None
+    """Most tokens of prompt and output together; None means all positions that the model has."""
+    block_size: int = 32
+    """KV entries per block of the paged cache; a multiple of 32."""
+    kv_memory: int | None = None
+    """Bytes for the KV cache; None means what max_num_seqs can use, at most half of the free memory."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise ParameterError(f"model is {self.model!r}; it must be a model's name or the path of its directory")
+        if self.dtype not in DTYPES:
+            raise ParameterError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if self.kv_dtype not in (None, *DTYPES):
+            raise ParameterError(f"kv_dtype is {self.kv_dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if self.threads is not None:
+            _integer("threads", self.threads, 1, 256)
+        _integer("max_num_seqs", self.max_num_seqs, 1)
+        _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        if self.max_model_len is not None:
+            _integer("max_model_len", self.max_model_len, 1)
+        _integer("block_size", self.block_size, 32)
+        if self.block_size % 32:
+            raise ParameterError(f"block_size is {self.block_size}; it must be a multiple of 32")
+        if self.kv_memory is not None:
+            _integer("kv_memory", self.kv_memory, 1)
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities (nats, log-softmax before the chain) at one output position."""
+
+    token_id: int
+    logprob: float
+    top: Mapping[int, float] = field(default_factory=dict)
+    """The most probable ids with their log-probabilities, most probable first."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a request's n continuations."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprobs] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """What a request gave. `text`, `token_ids`, `finish_reason`, `logprobs` and `error` are those of choice 0."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    seed: int
+    outputs: list[Choice]
+
+    @property
+    def text(self) -> str:
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.outputs[0].finish_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs] | None:
+        return self.outputs[0].logprobs
+
+    @property
+    def error(self) -> str | None:
+        return self.outputs[0].error
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one step added to one choice. `text` may be empty while a UTF-8 character or a stop string is incomplete;
+    the last piece has a finish_reason."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: FinishReason | None
+    index: int = 0
+    error: str | None = None

@@ -1,0 +1,266 @@
+"""The one file that imports njit: compiles kernels once per machine into a private cache.
+
+The cache directory is keyed by everything that decides the machine code but that Numba's own cache does not see (our
+kernel sources, all of them, and the versions of the compilers); each entry's name also holds the signature, the CPU's
+name and its features. Entries are pickles: the directory is private (0700), and each file carries a digest that is
+checked before it is loaded, because damaged machine code would crash rather than fail. A cache that can't be used
+costs a recompilation and one warning, never the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import re
+import stat
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core import types
+from numba.core.caching import _Cache
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+from nvg._version import __version__
+
+Report = Callable[[str], None]
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def cache_root() -> Path:
+    """`NVG_CACHE_DIR`, else the platform's cache directory + "nvg"."""
+    if directory := os.environ.get("NVG_CACHE_DIR"):
+        return Path(directory)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "nvg"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "nvg"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvg"
+
+
+def _sources_digest() -> str:
+    """Digest of every source file that can reach machine code, and of the compilers' versions."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256(f"{__version__} {numba.__version__} {llvmlite.__version__} {sys.version}".encode())
+    for room in ("kernels", "runtime", "sampling"):
+        for path in sorted((package / room).glob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class _Store:
+    """The directory of compiled kernels. State: where it is, and whether its one warning was given."""
+
+    def __init__(self) -> None:
+        self._directory: Path | None = None
+        self._warned = False
+
+    def warn(self, problem: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"nvg: {problem}; kernels are compiled again on each run", RuntimeWarning, stacklevel=2)
+
+    @property
+    def directory(self) -> Path:
+        """The private, keyed directory; a temporary one where the cache can't be written or isn't ours alone."""
+        if self._directory is None:
+            try:
+                directory = cache_root() / "kernels" / _sources_digest()
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._check_private(directory)
+                self._directory = directory
+            except (OSError, RuntimeError) as error:
+                self.warn(f"the compile cache can't be used ({error}); NVG_CACHE_DIR names another place")
+                self._directory = Path(tempfile.mkdtemp(prefix="nvg-kernels-"))
+        return self._directory
+
+    @staticmethod
+    def _check_private(directory: Path) -> None:
+        if hasattr(os, "getuid"):
+            status = directory.stat()
+            if status.st_uid != os.getuid():
+                raise PermissionError(f"{directory} belongs to user {status.st_uid}")
+            if stat.S_IMODE(status.st_mode) & 0o077:
+                directory.chmod(0o700)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(f"{directory} is not writable")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory's lock, so that of several first runs one compiles and the others wait for it."""
+        try:
+            handle = open(self.directory / "lock", "a+b")  # noqa: SIM115
+        except OSError as error:
+            self.warn(f"the compile cache can't be locked ({error})")
+            yield
+            return
+        with handle:
+            if sys.platform == "win32":
+                import msvcrt
+
+                handle.seek(0)
+                while True:
+                    try:
+                        msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)
+                        break
+                    except OSError:
+                        time.sleep(0.1)
+            else:
+                import fcntl
+
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield  # closing the file, or dying, gives the lock back
+
+
+_store = _Store()
+
+
+class _FileCache(_Cache):  # type: ignore[misc]
+    """Numba's cache interface over one function's entries in the store."""
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        self._name = f"{py_func.__module__}.{py_func.__qualname__}"
+
+    @property
+    def cache_path(self) -> str:
+        return str(_store.directory)
+
+    def enable(self) -> None: ...
+
+    def disable(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def _path(self, sig: Any, codegen: Any) -> Path:
+        key = hashlib.sha256(repr((sig, codegen.magic_tuple())).encode()).hexdigest()[:16]
+        return _store.directory / f"{re.sub('[^A-Za-z0-9_.]', '_', self._name)}.{key}.bin"
+
+    def holds(self, sig: Any, target_context: Any) -> bool:
+        """Whether there is a file for this signature on this CPU."""
+        return self._path(sig, target_context.codegen()).exists()
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        path = self._path(sig, target_context.codegen())
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _store.warn(f"the compile cache can't be read ({error})")
+            return None
+        if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
+            _store.warn(f"{path} was damaged and is replaced")
+            return None
+        return CompileResult._rebuild(target_context, *pickle.loads(data[_DIGEST_BYTES:]))
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        path = self._path(sig, data.codegen)
+        payload = dumps(data._reduce())
+        temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+        try:
+            temporary.write_bytes(hashlib.sha256(payload).digest() + payload)
+            temporary.replace(path)
+        except OSError as error:
+            _store.warn(f"the compile cache can't be written ({error})")
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def njit(function: Callable[..., Any] | None = None, *, cached: bool = False, inline: bool = False) -> Any:
+    """Compile a function in nopython mode: GIL released, no bounds checks, division as NumPy has it, exact floats.
+
+    `cached`: keep the machine code on disk. For functions that Python calls; those that only other compiled functions
+    call become part of their callers' code.
+    """
+
+    def decorate(py_func: Callable[..., Any]) -> Any:
+        dispatcher = numba.njit(nogil=True, error_model="numpy", inline="always" if inline else "never")(py_func)
+        if cached:
+            dispatcher._cache = _FileCache(py_func)
+        return dispatcher
+
+    return decorate if function is None else decorate(function)
+
+
+class Job:
+    """A function `(context: int64, thread: int64, num_threads: int64) -> None` that a thread team can run by its
+    address. Compiled (or loaded from the cache) on first need."""
+
+    _SIGNATURE = types.void(types.int64, types.int64, types.int64)
+
+    def __init__(self, py_func: Callable[..., None]) -> None:
+        self.name = py_func.__name__
+        options = {"nopython": True, "nogil": True, "error_model": "numpy"}
+        signature = (self._SIGNATURE.args, self._SIGNATURE.return_type)
+        self._cfunc = CFunc(py_func, signature, locals={}, options=options)
+        self._cfunc._cache = _FileCache(py_func)
+        self._ready = False
+
+    @property
+    def address(self) -> int:
+        """Address of the machine code."""
+        if not self._ready:
+            self._cfunc.compile()
+            self._ready = True
+        address: int = self._cfunc.address
+        return address
+
+    def step(self) -> CompileStep:
+        """This job's compilation, for `prepare`."""
+        return CompileStep(self.name, lambda: self._ready or self._is_on_disk(), lambda: self.address)
+
+    def _is_on_disk(self) -> bool:
+        return self._cfunc._cache.holds(self._cfunc._sig, self._cfunc._targetdescr.target_context)
+
+
+@dataclass(frozen=True)
+class CompileStep:
+    """One thing to compile ahead of its first use."""
+
+    name: str
+    is_cached: Callable[[], bool]
+    """Whether its machine code is in memory or on disk."""
+    compile: Callable[[], object]
+    """Compile it, or load it from disk."""
+
+
+def function_step(dispatcher: Any, signature: tuple[Any, ...]) -> CompileStep:
+    """The compilation of a cached `njit` function for argument types `signature`."""
+    return CompileStep(
+        dispatcher.py_func.__name__.strip("_"),
+        lambda: signature in dispatcher.overloads or dispatcher._cache.holds(signature, dispatcher.targetctx),
+        lambda: dispatcher.compile(signature),
+    )
+
+
+def prepare(steps: Sequence[CompileStep], report: Report | None = None) -> None:
+    """Compile or load everything in `steps`.
+
+    What is missing is compiled under the cache's lock, by one process at a time; `report` is told of it line by line,
+    and of nothing when all of it is there.
+    """
+    if not all(step.is_cached() for step in steps):
+        report = report or (lambda line: None)
+        start = time.perf_counter()
+        report("compiling kernels for this machine, once ...")
+        with _store.lock():
+            missing = [step for step in steps if not step.is_cached()]
+            for number, step in enumerate(missing, 1):
+                report(f"compiling {step.name} ({number} of {len(missing)}) ...")
+                step.compile()
+        report(f"kernels ready in {time.perf_counter() - start:.1f} s")
+    for step in steps:
+        step.compile()

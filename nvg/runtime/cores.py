@@ -1,0 +1,72 @@
+"""How many cores this process may use, and how much memory: affinity mask, cgroup quota and SMT siblings."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def allowed_cpus() -> set[int]:
+    """The logical CPUs in this process's affinity mask."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _own_cgroups() -> list[Path]:
+    """This process's cgroup v2 directory and its ancestors; a limit on any of them holds."""
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        if line.startswith("0::"):
+            group = _CGROUP / line[3:].lstrip("/")
+            return [group, *(parent for parent in group.parents if parent.is_relative_to(_CGROUP))]
+    return [_CGROUP]
+
+
+def cgroup_cpus() -> float:
+    """CPUs' worth of time that the cgroup quota allows; inf without a quota."""
+    limit = math.inf
+    for group in _own_cgroups():
+        quota, _, period = _read(group / "cpu.max").partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period):
+            limit = min(limit, int(quota) / int(period))
+    quota, period = (_read(_CGROUP / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period"))  # cgroup v1
+    if quota.isdigit() and period.isdigit() and int(period):
+        limit = min(limit, int(quota) / int(period))
+    return limit
+
+
+def physical_cores(cpus: set[int]) -> int:
+    """How many different cores `cpus` stand for: SMT siblings share one, and a second thread on it gains nothing."""
+    cores = set()
+    for cpu in cpus:
+        siblings = _read(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"))
+        cores.add(siblings or str(cpu))
+    return max(1, len(cores))
+
+
+def default_threads() -> int:
+    """Physical cores within the affinity mask, at most the cgroup's quota rounded down (at least 1)."""
+    return max(1, int(min(physical_cores(allowed_cpus()), cgroup_cpus())))
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping, within the cgroup's limit; 0 if the system doesn't say."""
+    available = 0
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    for group in _own_cgroups():
+        limit, used = _read(group / "memory.max"), _read(group / "memory.current")
+        if limit.isdigit() and used.isdigit():
+            available = min(available, max(0, int(limit) - int(used)))
+    return available

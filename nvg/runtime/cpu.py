@@ -1,0 +1,36 @@
+"""What the compiler's target CPU can do: decides vector width and register tiles."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from numba.core.registry import cpu_target
+
+
+@cache
+def target() -> tuple[str, str, frozenset[str]]:
+    """(triple, CPU name, features that are on) of the machine code that Numba makes; follows NUMBA_CPU_NAME and
+    NUMBA_CPU_FEATURES."""
+    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
+    return triple, name, frozenset(f[1:] for f in features.split(",") if f.startswith("+"))
+
+
+@cache
+def vector_floats() -> int:
+    """float32 lanes of a vector register: 16 with AVX-512, 8 with AVX2, else 4 (SSE2, NEON)."""
+    features = target()[2]
+    return 16 if "avx512f" in features else 8 if "avx2" in features else 4
+
+
+@cache
+def vector_registers() -> int:
+    """How many vector registers there are."""
+    triple, _, features = target()
+    return 32 if "avx512f" in features or triple.startswith(("aarch64", "arm64")) else 16
+
+
+@cache
+def has_fma() -> bool:
+    """Whether fused multiply-add is one instruction; without it, it would be a call into the C library."""
+    triple, _, features = target()
+    return "fma" in features or triple.startswith(("aarch64", "arm64"))
