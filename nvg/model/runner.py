@@ -1,0 +1,180 @@
+"""GPT2Runner: packed weights, preallocated buffers and a paged KV pool; one step in, logits out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from nvg.errors import AbortedError
+from nvg.kernels import layers
+from nvg.kernels.attention import QUERY_ROWS
+from nvg.kernels.forward import CONTEXT, forward
+from nvg.kernels.pack import pack
+from nvg.model.checkpoint import Checkpoint
+from nvg.model.config import ModelConfig
+from nvg.model.contract import Batch, Float32, Int32
+from nvg.model.packing import pack_weights, round32
+from nvg.params import EngineConfig
+from nvg.runtime import team as team_module
+from nvg.runtime.compile_cache import CompileStep, Report, prepare
+from nvg.runtime.cores import default_threads
+from nvg.runtime.team import ABORT, ARRIVED, MEETING_WORDS, NEXT_UNIT, Team
+
+_ACTIVATIONS = {
+    "gelu_new": layers.GELU_TANH,
+    "gelu_pytorch_tanh": layers.GELU_TANH,
+    "gelu_fast": layers.GELU_TANH,
+    "gelu": layers.GELU_ERF,
+    "relu": layers.RELU,
+    "silu": layers.SILU,
+    "swish": layers.SILU,
+    "tanh": layers.TANH,
+}
+_LOGITS_ROWS = 64
+
+
+def compile_steps() -> list[CompileStep]:
+    """All that must be compiled before a GPT-2 can run."""
+    return [*team_module.compile_steps(), pack.step(), forward.step()]
+
+
+class GPT2Runner:
+    """A GPT-2 in float32 (see nvg.model.contract.ModelRunner)."""
+
+    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, engine_config: EngineConfig) -> None:
+        self._config = config
+        self.vocab_size = config.vocab_size
+        self.max_model_len = min(config.n_positions, engine_config.max_model_len or config.n_positions)
+        self.max_batched_tokens = engine_config.max_num_batched_tokens
+        self.max_logits_rows = max(_LOGITS_ROWS, engine_config.max_num_seqs)
+        self._team = Team(engine_config.threads or default_threads())
+        try:
+            self._weights = pack_weights(config, checkpoint, self._team)
+        except BaseException:
+            self._team.close()
+            raise
+        self._allocate_buffers()
+        self._meeting = np.zeros(MEETING_WORDS, np.int64)
+        self._context = np.zeros(1, CONTEXT)
+        self._fill_context()
+        self._pool = np.empty(0, np.float32)
+
+    @classmethod
+    def from_checkpoint(
+        cls, config: ModelConfig, checkpoint: Checkpoint, engine_config: EngineConfig, report: Report | None = None
+    ) -> GPT2Runner:
+        """Compile what is missing, read and pack the weights. `report` gets lines about what takes time."""
+        prepare(compile_steps(), report)
+        return cls(config, checkpoint, engine_config)
+
+    def _allocate_buffers(self) -> None:
+        config, rows = self._config, self.max_batched_tokens
+        embd, inner, qkv = round32(config.n_embd), round32(config.n_inner), round32(3 * config.n_embd)
+        threads = self._team.num_threads
+        all_rows = max(rows, self.max_logits_rows)
+        self._buffers = {
+            "x": np.zeros((rows, embd), np.float32),
+            "y": np.zeros((all_rows, embd), np.float32),
+            "qkv": np.zeros((rows, qkv), np.float32),
+            "h": np.zeros((rows, inner), np.float32),
+            "projected": np.zeros((rows, embd), np.float32),
+            "scores": np.zeros((threads, QUERY_ROWS, round32(self.max_model_len)), np.float32),
+            "sums": np.zeros((threads, QUERY_ROWS, round32(config.head_size)), np.float32),
+            "logits": np.empty((self.max_logits_rows, round32(config.vocab_size)), np.float32),
+        }
+        scales = np.full(config.n_layer, 1 / math.sqrt(config.head_size) if config.scale_attn_weights else 1.0)
+        if config.scale_attn_by_inverse_layer_idx:
+            scales /= np.arange(1, config.n_layer + 1)
+        self._buffers["attention_scales"] = scales.astype(np.float32)
+        self._sequence_of = np.zeros(rows, np.int32)
+
+    def _fill_context(self) -> None:
+        config, weights, buffers, context = self._config, self._weights, self._buffers, self._context[0]
+        for name in ("n_layer", "n_head", "n_embd", "n_inner"):
+            context[name] = getattr(config, name)
+        context["padded_vocab_size"] = round32(config.vocab_size)
+        context["activation"] = _ACTIVATIONS[config.activation_function]
+        context["epsilon"] = config.layer_norm_epsilon
+        context["weights"], context["weights_size"] = weights.arena.ctypes.data, weights.arena.size
+        context["layer_offsets"] = weights.layer_offsets.ctypes.data
+        context["wpe"], context["head"] = weights.offsets["wpe.weight"], weights.offsets["head"]
+        context["ln_f_weight"], context["ln_f_bias"] = weights.offsets["ln_f.weight"], weights.offsets["ln_f.bias"]
+        context["embedding"] = weights.offsets["embedding"]
+        for name, buffer in buffers.items():
+            context[name] = buffer.ctypes.data
+        context["ld_embd"], context["ld_qkv"] = buffers["x"].shape[1], buffers["qkv"].shape[1]
+        context["ld_inner"], context["ld_scores"] = buffers["h"].shape[1], buffers["scores"].shape[2]
+        context["meeting"] = self._meeting.ctypes.data
+        context["sequence_of"] = self._sequence_of.ctypes.data
+
+    @property
+    def num_threads(self) -> int:
+        """Compute threads, the caller's included."""
+        return self._team.num_threads
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self._weights.arena.nbytes
+
+    def bytes_per_block(self, block_size: int) -> int:
+        """KV bytes of a block of `block_size` entries: K [D][block_size], V [block_size][round32(D)], per head."""
+        config = self._config
+        per_entry = config.head_size + round32(config.head_size)
+        return config.n_layer * config.n_head * per_entry * block_size * 4
+
+    def allocate_kv(self, num_blocks: int, block_size: int) -> None:
+        """Reserve the KV pool; memory is touched when it is used. Raises MemoryError."""
+        self._pool = np.empty((num_blocks, self.bytes_per_block(block_size) // 4), np.float32)
+        context = self._context[0]
+        context["pool"], context["pool_size"] = self._pool.ctypes.data, self._pool.size
+        context["block_size"] = block_size
+
+    def copy_blocks(self, src: Int32, dst: Int32) -> None:
+        """Copy whole blocks src[i] -> dst[i], in order."""
+        for source, target in zip(src, dst, strict=True):
+            self._pool[target] = self._pool[source]
+
+    def execute(self, batch: Batch) -> Float32:
+        """Run one step; logits (R, V), valid and writable until the next call.
+
+        Raises AbortedError if `abort` was called while it ran; what it wrote to the KV pool is then void.
+        """
+        num_tokens, num_seqs, num_rows = len(batch.token_ids), len(batch.context_lens), len(batch.logits_rows)
+        assert num_tokens <= self.max_batched_tokens
+        assert num_rows <= self.max_logits_rows
+        lengths = np.diff(batch.query_offsets)
+        self._sequence_of[:num_tokens] = np.repeat(np.arange(num_seqs, dtype=np.int32), lengths)
+        tile_offsets = np.zeros(num_seqs + 1, np.int32)
+        np.cumsum((lengths + QUERY_ROWS - 1) // QUERY_ROWS, out=tile_offsets[1:])
+        arrays = {
+            "token_ids": batch.token_ids,
+            "positions": batch.positions,
+            "query_offsets": batch.query_offsets,
+            "block_tables": batch.block_tables,
+            "logits_rows": batch.logits_rows,
+            "tile_offsets": tile_offsets,
+        }
+        context = self._context[0]
+        for name, array in arrays.items():
+            assert array.dtype == np.int32
+            assert array.flags.c_contiguous
+            context[name] = array.ctypes.data
+        context["num_tokens"], context["num_seqs"], context["num_rows"] = num_tokens, num_seqs, num_rows
+        context["tables_width"] = batch.block_tables.shape[1]
+        self._meeting[[ARRIVED, ABORT, NEXT_UNIT]] = 0
+        self._team.run(forward.address, self._context.ctypes.data)
+        if self._meeting[ABORT]:
+            raise AbortedError("the step was aborted")
+        return self._buffers["logits"][:num_rows, : self.vocab_size]
+
+    def abort(self) -> None:
+        """Make the running `execute` stop early; from any thread; without effect when none runs."""
+        self._meeting[ABORT] = 1
+
+    def close(self) -> None:
+        """End the threads and free the memory."""
+        self._team.close()
+        self._pool = np.empty(0, np.float32)
+        self._buffers.clear()
