@@ -1,0 +1,5 @@
+"""`python -m nvg`"""
+
+from nvg.cli import main
+
+main()

@@ -1,0 +1,51 @@
+"""`nvg env`"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from importlib.metadata import version
+
+import click
+
+from nvg._version import __version__
+from nvg.cli.table import print_table
+
+
+@click.command()
+@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def env(output_format: str) -> None:
+    """Show this machine, the versions and the caches: what a bug report needs."""
+    from nvg.model.runner import compile_steps
+    from nvg.plugins import registry
+    from nvg.runtime import cores, cpu
+    from nvg.runtime.compile_cache import cache_directory
+
+    triple, name, features = cpu.target()
+    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512vnni", "avxvnni", "avx512bf16", "amx-tile", "neon", "dotprod")
+    steps = compile_steps()
+    plugins = sorted({entry.origin for kind in _kinds(registry()) for entry in kind.entries()})
+    facts = {
+        "nvg": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        **{package: version(package) for package in ("numba", "llvmlite", "numpy", "safetensors", "click", "pluggy")},
+        "cpu": f"{name} ({triple})",
+        "cpu features": " ".join(feature for feature in wanted if feature in features) or "none of interest",
+        "vector width": f"{cpu.vector_floats()} x float32, {cpu.vector_registers()} registers",
+        "cores": f"{cores.physical_cores(cores.allowed_cpus())} physical, {len(cores.allowed_cpus())} logical allowed",
+        "default threads": str(cores.default_threads()),
+        "free memory": f"{cores.available_memory() / 1e9:.1f} GB",
+        "compile cache": str(cache_directory()),
+        "compiled": f"{sum(step.is_cached() for step in steps)} of {len(steps)} kernels (nvg warmup compiles the rest)",
+        "plugins": ", ".join(plugins),
+    }
+    if output_format == "json":
+        click.echo(json.dumps(facts))
+    else:
+        print_table(list(facts.items()))
+
+
+def _kinds(names):  # type: ignore[no-untyped-def]
+    return names.samplers, names.tokenizers, names.models

@@ -1,0 +1,25 @@
+"""`nvg tokenizers`"""
+
+from __future__ import annotations
+
+import click
+
+from nvg.cli import say
+from nvg.cli.table import first_sentence, print_table
+
+
+@click.command()
+def tokenizers() -> None:
+    """List the tokenizers and where each comes from."""
+    from nvg.errors import PluginError
+    from nvg.plugins import registry
+
+    rows = []
+    for entry in registry().tokenizers.entries():
+        try:
+            rows.append((entry.name, first_sentence(entry.load().__doc__), entry.origin))
+        except PluginError as error:
+            say(f"warning: {error}")
+    print_table([("NAME", "WHAT IT IS", "FROM"), *rows])
+    for line in registry().warnings():
+        say(f"warning: {line}")

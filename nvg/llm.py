@@ -1,0 +1,259 @@
+"""LLM: the Python API. Joins names to objects (model directory, runner, tokenizer, samplers) and callers to the engine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from nvg import hub
+from nvg.engine.engine import Engine, EngineStats
+from nvg.engine.sequence import Request
+from nvg.engine.thread import EngineThread
+from nvg.errors import CheckpointError, EngineError, ParameterError
+from nvg.model.checkpoint import Checkpoint
+from nvg.model.contract import Float32, ModelRunner
+from nvg.params import EngineConfig, Piece, RequestOutput, SamplingParams
+from nvg.plugins import registry
+from nvg.progress import Progress
+from nvg.runtime.compile_cache import Report
+from nvg.sampling.compose import resolve
+from nvg.sampling.random import new_seed
+from nvg.tokenizers.contract import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+def report_to_stderr(line: str) -> None:
+    """Where lines about compiling and loading go unless the caller says otherwise."""
+    print(f"nvg: {line}", file=sys.stderr, flush=True)
+
+
+class LLM:
+    """A loaded model. Thread-safe; close it, or use it in a `with`; left open it does not keep a program from ending.
+
+    `LLM(model="tales", dtype="float32", ...)` takes the fields of EngineConfig. `report` gets lines about what takes
+    time (kernels are compiled once per machine); by default they go to stderr.
+
+    Raises ModelNotFoundError, CheckpointError, UnknownNameError, PluginError, ParameterError.
+    """
+
+    def __init__(self, model: str = EngineConfig.model, *, report: Report = report_to_stderr, **options: Any) -> None:
+        start = time.perf_counter()
+        try:
+            config = EngineConfig(model=model, **options)
+        except TypeError as error:
+            raise ParameterError(f"LLM: {error}; options are the fields of EngineConfig") from None
+        directory = hub.resolve_model(config.model)
+        tokenizer = registry().tokenizers.load(config.tokenizer or "gpt2").from_dir(directory)
+        with Checkpoint(directory) as checkpoint:
+            for line in checkpoint.warnings:
+                report(line)
+            if tokenizer.vocab_size > checkpoint.config.vocab_size:
+                raise CheckpointError(
+                    f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the weights have rows for "
+                    f"{checkpoint.config.vocab_size}: they belong to different models"
+                )
+            model_class = registry().models.load(checkpoint.config.model_type)
+            runner = model_class.from_checkpoint(checkpoint.config, checkpoint, config, report)
+        self._start(config, runner, tokenizer)
+        self.load_s = time.perf_counter() - start
+
+    @classmethod
+    def from_components(cls, config: EngineConfig, runner: ModelRunner, tokenizer: Tokenizer) -> LLM:
+        """An LLM of one's own parts; the runner belongs to the LLM from now on."""
+        llm = cls.__new__(cls)
+        llm._start(config, runner, tokenizer)
+        llm.load_s = 0.0
+        return llm
+
+    def _start(self, config: EngineConfig, runner: ModelRunner, tokenizer: Tokenizer) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        try:
+            self._engine = Engine(config, runner, tokenizer)
+        except BaseException:
+            runner.close()
+            raise
+        self._thread = EngineThread(self._engine)
+        self._process = os.getpid()
+        self._close = weakref.finalize(self, self._thread.close)
+        self._close.atexit = False  # daemon threads end with the process; waiting for them could only delay it
+
+    @property
+    def stats(self) -> EngineStats:
+        """Totals of tokens and seconds since loading."""
+        return self._engine.stats
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and output together."""
+        return self._engine.max_model_len
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Continue each prompt (a text or token ids); outputs are in the prompts' order.
+
+        `params`: one for all, or one for each. `progress` shows a bar, with prefill and decode tok/s, on stderr.
+        Raises ParameterError before any work, naming the prompt's index; a later fault of one request, such as a
+        sampler that raises, is that output's `finish_reason` "error" and `.error`.
+        """
+        listed, all_params = _pair(prompts, params)
+        pieces: SimpleQueue[tuple[int, Piece]] = SimpleQueue()
+
+        def sink(number: int) -> Any:
+            return lambda piece: pieces.put((number, piece))
+
+        requests = []
+        for number, (prompt, one) in enumerate(zip(listed, all_params, strict=True)):
+            try:
+                requests.append(self._request(prompt, one, sink(number)))
+            except ParameterError as error:
+                where = f"prompt {number}: " if len(listed) > 1 else ""
+                raise type(error)(f"{where}{error}") from None
+        with Progress(len(requests), self.stats, enabled=progress) as bar:
+            try:
+                for request in requests:
+                    self._thread.submit(request)
+                left = {number: request.params.n for number, request in enumerate(requests)}
+                while left:
+                    number, piece = _get(pieces)
+                    bar.add(len(piece.token_ids))
+                    if piece.finish_reason:
+                        left[number] -= 1
+                        if not left[number]:
+                            del left[number]
+                            bar.finish_one()
+            except BaseException:
+                _abort(requests, self._thread)
+                raise
+        return [
+            RequestOutput(r.prompt, r.prompt_token_ids, r.seed, [sequence.choice() for sequence in r.sequences])
+            for r in requests
+        ]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
+        """Continue one prompt, a piece for each token as it comes; pieces of n > 1 choices are interleaved.
+
+        Raises ParameterError before any work. Leaving the loop ends the request.
+        """
+        pieces: SimpleQueue[Piece] = SimpleQueue()
+        request = self._request(prompt, params or SamplingParams(), pieces.put)
+        self._thread.submit(request)
+        return Stream(request, pieces, self._thread)
+
+    def logits(self, token_ids: Sequence[int]) -> Float32:
+        """The model's logits at every position, float32 (T, V), unmasked, without any cache.
+
+        Raises ParameterError unless there are 1 to max_model_len ids of the vocabulary.
+        """
+        self._check_process()
+        logits: Float32 = self._thread.logits(list(token_ids))
+        return logits
+
+    def close(self) -> None:
+        """End what runs and free threads and memory."""
+        self._close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _request(self, prompt: Prompt, params: SamplingParams, sink: Any) -> Request:
+        self._check_process()
+        text = prompt if isinstance(prompt, str) else None
+        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        if not token_ids:
+            if not self.tokenizer.eos_token_ids:
+                raise ParameterError("the prompt is empty and the tokenizer has no end-of-text token to begin from")
+            token_ids = [self.tokenizer.eos_token_ids[0]]
+        seed = new_seed() if params.seed is None else params.seed
+        request = Request(text, token_ids, params, seed, resolve(params), sink)
+        self._engine.check(request)
+        return request
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise EngineError("this LLM was created before a fork, its threads are not here: create it in the child")
+
+
+class Stream:
+    """An iterator over the pieces of one request."""
+
+    def __init__(self, request: Request, pieces: SimpleQueue[Piece], thread: EngineThread) -> None:
+        self._request = request
+        self._pieces = _until_finished(request, pieces, thread)
+
+    @property
+    def prompt_token_ids(self) -> list[int]:
+        """The prompt as tokens."""
+        return self._request.prompt_token_ids
+
+    @property
+    def seed(self) -> int:
+        """The request's seed, drawn where none was given."""
+        return self._request.seed
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the request."""
+        self._pieces.close()
+
+
+def _until_finished(
+    request: Request, pieces: SimpleQueue[Piece], thread: EngineThread
+) -> Generator[Piece, None, None]:
+    left = request.params.n
+    try:
+        while left:
+            piece: Piece = _get(pieces)
+            left -= piece.finish_reason is not None
+            yield piece
+    finally:
+        if left:
+            _abort([request], thread)
+
+
+def _abort(requests: list[Request], thread: EngineThread) -> None:
+    with contextlib.suppress(EngineError):  # closed meanwhile: nothing is left to end
+        for request in requests:
+            thread.abort(request)
+
+
+def _pair(
+    prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+) -> tuple[list[Prompt], list[SamplingParams]]:
+    """The prompts as a list, and one SamplingParams for each."""
+    is_one = isinstance(prompts, str) or (len(prompts) > 0 and not isinstance(prompts[0], (str, Sequence)))
+    listed: list[Prompt] = [prompts] if is_one else list(prompts)  # type: ignore[list-item,arg-type]
+    if params is None or isinstance(params, SamplingParams):
+        return listed, [params or SamplingParams()] * len(listed)
+    if len(params) != len(listed):
+        raise ParameterError(f"there are {len(listed)} prompts and {len(params)} SamplingParams; give one for each or one")
+    return listed, list(params)
+
+
+def _get(pieces: SimpleQueue[Any]) -> Any:
+    """The next item; waits in short turns, because not every platform lets Ctrl-C end a long one."""
+    while True:
+        try:
+            return pieces.get(timeout=0.2)
+        except Empty:
+            continue
