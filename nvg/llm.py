@@ -217,9 +217,7 @@ class Stream:
         self._pieces.close()
 
 
-def _until_finished(
-    request: Request, pieces: SimpleQueue[Piece], thread: EngineThread
-) -> Generator[Piece, None, None]:
+def _until_finished(request: Request, pieces: SimpleQueue[Piece], thread: EngineThread) -> Generator[Piece, None, None]:
     left = request.params.n
     try:
         while left:
@@ -246,7 +244,9 @@ def _pair(
     if params is None or isinstance(params, SamplingParams):
         return listed, [params or SamplingParams()] * len(listed)
     if len(params) != len(listed):
-        raise ParameterError(f"there are {len(listed)} prompts and {len(params)} SamplingParams; give one for each or one")
+        raise ParameterError(
+            f"there are {len(listed)} prompts and {len(params)} SamplingParams; give one for each or one"
+        )
     return listed, list(params)
 
 

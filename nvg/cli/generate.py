@@ -98,7 +98,9 @@ _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(1
 @click.argument("prompt", required=False)
 @options.model
 @options.samplers
-@click.option("-o", "sampler_options", metavar="NAME=VALUE", multiple=True, help="An option of a stage: k=40, topp.p=0.9.")
+@click.option(
+    "-o", "sampler_options", metavar="NAME=VALUE", multiple=True, help="An option of a stage: k=40, topp.p=0.9."
+)
 @click.option("--temperature", type=float, help="Divide the logits by this; 0 means greedy.")
 @click.option("--top-k", type=int, help="Keep the k most probable tokens; 0 means all.")
 @click.option("--top-p", type=float, help="Keep the most probable tokens that reach probability p; 1 means all.")

@@ -224,7 +224,8 @@ class Engine:
         if sequence.text.stopped:
             self._finish(sequence, "stop", text, 1)
         elif sequence.is_full:
-            self._finish(sequence, "length", text + sequence.text.finish(), 1)
+            text += sequence.text.finish()  # which may find that a held back text was a stop string
+            self._finish(sequence, "stop" if sequence.text.stopped else "length", text, 1)
         else:
             sequence.emit(text, 1)
 

@@ -61,7 +61,9 @@ def store_kv(qkv, ldq, positions, block_table_of, block_tables, tables_width, fi
 
 
 @njit
-def _weigh_values(probabilities, ldp, first_row, num_rows, first_key, end_key, table, tables, shape, layer, head, pool, sums):
+def _weigh_values(
+    probabilities, ldp, first_row, num_rows, first_key, end_key, table, tables, shape, layer, head, pool, sums
+):
     """sums[rows] += probabilities[rows, keys] @ V[keys] for keys first_key .. end_key, begun at 0 if first_key is 0."""
     n_layer, n_head, head_size, block_size = shape
     v_width = round32(head_size)
@@ -82,7 +84,9 @@ def _weigh_values(probabilities, ldp, first_row, num_rows, first_key, end_key, t
 
 
 @njit
-def _attend_tile(qkv, ldq, token, num_rows, position, table, tables, scale, shape, layer, head, pool, scores, lds, sums, out, ldo):
+def _attend_tile(
+    qkv, ldq, token, num_rows, position, table, tables, scale, shape, layer, head, pool, scores, lds, sums, out, ldo
+):
     """out[token + r, head] for r in 0 .. num_rows, queries of one sequence at positions position + r."""
     n_layer, n_head, head_size, block_size = shape
     num_keys = position + num_rows

@@ -96,9 +96,7 @@ def _run(c, thread, num_threads):
         )  # fmt: skip
         if barrier(meeting, num_threads):
             return
-        store_kv(
-            qkv, ldq, positions, sequence_of, block_tables, c.tables_width, first, end, shape, layer, pool
-        )
+        store_kv(qkv, ldq, positions, sequence_of, block_tables, c.tables_width, first, end, shape, layer, pool)
         if barrier(meeting, num_threads):
             return
         attend(
@@ -134,9 +132,7 @@ def _run(c, thread, num_threads):
         logits = carray(float32_at(c.logits), c.num_rows * c.padded_vocab_size)
         for r in range(c.num_rows * thread // num_threads, c.num_rows * (thread + 1) // num_threads):
             token = np.int64(rows[r])
-            layer_norm(
-                x, token * ldx, n_embd, weights[c.ln_f_weight :], weights[c.ln_f_bias :], epsilon, y, r * ldx
-            )
+            layer_norm(x, token * ldx, n_embd, weights[c.ln_f_weight :], weights[c.ln_f_bias :], epsilon, y, r * ldx)
         if barrier(meeting, num_threads):
             return
         head_panels = own_panels(c.padded_vocab_size // PANEL, thread, num_threads)

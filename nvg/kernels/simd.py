@@ -19,7 +19,6 @@ LANES = 16
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(F32, LANES)
 _IVECTOR = ir.VectorType(I32, LANES)
-_POINTER = {"float32": types.float32, "int32": types.int32, "int64": types.int64, "uint8": types.uint8}
 
 
 class Emitter:

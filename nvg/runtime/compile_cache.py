@@ -54,9 +54,10 @@ def _sources_digest() -> str:
     """Digest of every source file that can reach machine code, and of the compilers' versions."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256(f"{__version__} {numba.__version__} {llvmlite.__version__} {sys.version}".encode())
-    for room in ("kernels", "runtime", "sampling"):
-        for path in sorted((package / room).glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(
+        [*package.glob("kernels/*.py"), *package.glob("runtime/*.py"), package / "sampling" / "math.py"]
+    ):
+        digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -125,6 +126,11 @@ class _Store:
 
 
 _store = _Store()
+
+
+def cache_directory() -> Path:
+    """Where this version's compiled kernels are."""
+    return _store.directory
 
 
 class _FileCache(_Cache):  # type: ignore[misc]
@@ -205,7 +211,7 @@ class Job:
         self.name = py_func.__name__
         options = {"nopython": True, "nogil": True, "error_model": "numpy"}
         signature = (self._SIGNATURE.args, self._SIGNATURE.return_type)
-        self._cfunc = CFunc(py_func, signature, locals={}, options=options)
+        self._cfunc: Any = CFunc(py_func, signature, locals={}, options=options)
         self._cfunc._cache = _FileCache(py_func)
         self._ready = False
 
@@ -223,7 +229,8 @@ class Job:
         return CompileStep(self.name, lambda: self._ready or self._is_on_disk(), lambda: self.address)
 
     def _is_on_disk(self) -> bool:
-        return self._cfunc._cache.holds(self._cfunc._sig, self._cfunc._targetdescr.target_context)
+        holds: bool = self._cfunc._cache.holds(self._cfunc._sig, self._cfunc._targetdescr.target_context)
+        return holds
 
 
 @dataclass(frozen=True)

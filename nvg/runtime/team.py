@@ -77,7 +77,7 @@ def _publish(control, job, context, num_threads):
     atomic_store(control, NUM_THREADS, num_threads)
     atomic_store(control, DONE, 0)
     atomic_add(control, SEQUENCE, 1)
-    for thread in range(1, num_threads):
+    for thread in range(1, num_threads):  # noqa: SIM110 (compiled code)
         if atomic_load(control, PARKED + thread) != 0:
             return True
     return False

@@ -1,0 +1,205 @@
+"""A checkpoint's config.json, checked: every value that decides the computation, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from nvg.errors import CheckpointError
+
+MODEL_TYPE = "gpt2"
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu", "silu", "swish", "tanh")
+"""Activation names as Hugging Face spells them. The first three are one function (the tanh approximation of GELU),
+`gelu` is the exact one (erf), `silu` and `swish` are synonyms."""
+MAX_HEAD_SIZE = 128
+
+# Far above any GPT-2 that exists: a damaged or hostile file is refused before anything is sized by it.
+_LARGEST = {
+    "vocab_size": 2**24,
+    "n_positions": 2**20,
+    "n_embd": 2**16,
+    "n_layer": 2**10,
+    "n_head": 2**16,
+    "n_inner": 2**20,
+}
+_GPT2_EOS = 50256  # what eos_token_id means to transformers in a GPT-2 config.json that does not say
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape and the arithmetic of a GPT-2. Field names are those of config.json.
+
+    Raises CheckpointError, naming the field, its value and what is allowed.
+    """
+
+    vocab_size: int
+    n_positions: int
+    """Most tokens of a sequence: rows of wpe."""
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int
+    """Width of the MLP's hidden layer."""
+    activation_function: str = "gelu_new"
+    """One of ACTIVATIONS."""
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    """Divide attention scores by sqrt(head_size)."""
+    scale_attn_by_inverse_layer_idx: bool = False
+    """Divide attention scores of layer i (from 0) by i + 1, too."""
+    tie_word_embeddings: bool = True
+    """The output head is wte; otherwise it is lm_head.weight."""
+    eos_token_ids: tuple[int, ...] = ()
+    model_type: str = MODEL_TYPE
+
+    def __post_init__(self) -> None:
+        for name in _LARGEST:
+            _check_size(name, getattr(self, name))
+        if self.n_embd % self.n_head or self.head_size > MAX_HEAD_SIZE:
+            raise CheckpointError(
+                f"n_head is {self.n_head}; it must divide n_embd ({self.n_embd}) into heads of 1 to {MAX_HEAD_SIZE}"
+            )
+        if self.activation_function not in ACTIVATIONS:
+            raise CheckpointError(
+                f"activation_function is {shown(self.activation_function)}; it must be one of {', '.join(ACTIVATIONS)}"
+            )
+        epsilon: Any = self.layer_norm_epsilon
+        if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon <= 1:
+            raise CheckpointError(f"layer_norm_epsilon is {shown(epsilon)}; it must be a number above 0 and at most 1")
+        object.__setattr__(self, "layer_norm_epsilon", float(epsilon))
+        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+            _check_flag(name, getattr(self, name))
+        if any(not 0 <= token_id < self.vocab_size for token_id in self.eos_token_ids):
+            raise CheckpointError(
+                f"eos_token_ids are {self.eos_token_ids}; each must be from 0 to {self.vocab_size - 1} (vocab_size - 1)"
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head: n_embd / n_head."""
+        return self.n_embd // self.n_head
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str) -> ModelConfig:
+        """The config that `data`, the parsed config.json, describes; keys that don't matter are ignored.
+
+        `where` begins every error: the file's path. Raises CheckpointError for another kind of model, for what nvg
+        does not run (cross attention, pruned heads, quantised weights) and for a value outside its range.
+        """
+        try:
+            _refuse_other_models(data)
+            return cls._from_gpt2(data)
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from None
+
+    @classmethod
+    def _from_gpt2(cls, data: Mapping[str, Any]) -> ModelConfig:
+        values: dict[str, Any] = {}
+        for name in (field.name for field in fields(cls)):
+            if name in data and name not in ("eos_token_ids", "model_type"):
+                values[name] = data[name]
+            elif name in _LARGEST and name != "n_inner":
+                raise CheckpointError(f"{name} is missing; it must be {_allowed_size(name)}")
+        _check_size("n_embd", data["n_embd"])
+        if values.get("n_inner") is None:
+            values["n_inner"] = 4 * data["n_embd"]
+        config = cls(**values)
+        return config._with_eos(data.get("eos_token_id", _GPT2_EOS))
+
+    def _with_eos(self, value: Any) -> ModelConfig:
+        """Take `value` (null, an id or a list of ids, as in JSON) as the end-of-text ids.
+
+        An id beyond the vocabulary can't be drawn, so it is dropped: many a small GPT-2 was saved with 50256 there.
+        """
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        for token_id in ids:
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+                raise CheckpointError(
+                    f"eos_token_id is {shown(value)}; it must be an integer >= 0, a list of them, or null"
+                )
+        known = dict.fromkeys(token_id for token_id in ids if token_id < self.vocab_size)
+        return replace(self, eos_token_ids=tuple(known))
+
+
+def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
+    """The checked config of a checkpoint directory, from its config.json.
+
+    The end-of-text ids come from generation_config.json where that file names any. Raises CheckpointError.
+    """
+    path = Path(directory) / "config.json"
+    config = ModelConfig.from_dict(read_json(path), str(path))
+    path = path.with_name("generation_config.json")
+    if os.path.exists(path):
+        eos = read_json(path).get("eos_token_id")
+        if eos is not None:
+            try:
+                return config._with_eos(eos)
+            except CheckpointError as error:
+                raise CheckpointError(f"{path}: {error}") from None
+    return config
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises CheckpointError where there is none."""
+    try:
+        data = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, an endless integer, endless nesting
+        raise CheckpointError(f"{path} is not valid JSON: {shown(str(error))}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}; it must be an object")
+    return data
+
+
+def _refuse_other_models(data: Mapping[str, Any]) -> None:
+    model_type = data.get("model_type")
+    if model_type is None and data.get("architectures") != ["GPT2LMHeadModel"]:
+        raise CheckpointError(f'model_type is missing; nvg runs GPT-2 models ("model_type": "{MODEL_TYPE}")')
+    if model_type not in (None, MODEL_TYPE):
+        raise CheckpointError(
+            f'model_type is {shown(model_type)}; nvg runs GPT-2 models ("model_type": "{MODEL_TYPE}")'
+        )
+    cross = data.get("add_cross_attention", False)
+    _check_flag("add_cross_attention", cross)
+    if cross:
+        raise CheckpointError(
+            "add_cross_attention is true; nvg runs decoders without cross attention: it must be false"
+        )
+    if data.get("pruned_heads"):
+        raise CheckpointError(
+            f"pruned_heads is {shown(data['pruned_heads'])}; nvg runs models with all heads: it must be empty"
+        )
+    if data.get("quantization_config") is not None:
+        method = data["quantization_config"]
+        method = method.get("quant_method") if isinstance(method, dict) else method
+        raise CheckpointError(
+            f"quantization_config is set ({shown(method)}); nvg reads float32, float16 and bfloat16 weights: "
+            "take the model that was not quantised"
+        )
+
+
+def _allowed_size(name: str) -> str:
+    return f"an integer from 1 to {_LARGEST[name]}"
+
+
+def _check_size(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST[name]:
+        raise CheckpointError(f"{name} is {shown(value)}; it must be {_allowed_size(name)}")
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{name} is {shown(value)}; it must be true or false")
+
+
+def shown(value: object) -> str:
+    """`value` as it is quoted in an error: one line, never long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

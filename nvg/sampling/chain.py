@@ -1,0 +1,189 @@
+"""A chain at work: the stages of one choice of one request edit the candidates, then the engine's draw takes one.
+
+Knows specs, not names: those become stages in `nvg.sampling.compose`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nvg.errors import EngineError, SamplerError
+from nvg.sampling.contract import Logits, SamplerRequest, TokenIds
+from nvg.sampling.draw import draw
+from nvg.sampling.random import DRAW_STAGE, uniform
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One sampler of a chain, and what to call it in messages."""
+
+    name: str
+    spec: Any
+    """A `nvg.sampling.contract.Sampler`."""
+    origin: str
+    """The distribution with its version, or the file, that it comes from."""
+
+    @property
+    def title(self) -> str:
+        return f"sampler {self.name!r} of {self.origin}"
+
+
+class _State:
+    """What a sampler may look at: a `nvg.sampling.contract.State`."""
+
+    __slots__ = ("_choice", "_num_drawn", "_seed", "_stage", "output_token_ids", "prompt_token_ids", "step")
+
+    def __init__(self, prompt: TokenIds, output: TokenIds, seed: int, choice: int, stage: int) -> None:
+        self.prompt_token_ids = prompt
+        self.output_token_ids = output
+        self.step = output.size
+        self._seed = seed
+        self._choice = choice
+        self._stage = stage
+        self._num_drawn = 0
+
+    def uniform(self) -> float:
+        """The next uniform number in [0, 1) of this stage at this output position."""
+        number = uniform(self._seed, self._choice, self.step, self._stage, self._num_drawn)
+        self._num_drawn += 1
+        return number
+
+
+class Chain:
+    """The stages of one choice of one request, with what they remember of it.
+
+    request: what each spec's `start` is told; `request.vocab_size` is the number of logits in a row. Ids from the
+    tokenizer's `vocab_size` on are never candidates. choice: index among the request's n choices.
+
+    Raises SamplerError if a sampler's `start` fails.
+    """
+
+    def __init__(self, stages: Sequence[Stage], request: SamplerRequest, seed: int, choice: int = 0) -> None:
+        self._stages = tuple(stages)
+        self._seed = seed
+        self._choice = choice
+        self._samplers = [_started(stage, request) for stage in self._stages]
+        wide = [
+            index
+            for index, (stage, sampler) in enumerate(zip(self._stages, self._samplers, strict=True))
+            if getattr(stage.spec, "needs_vocab", False) or getattr(sampler, "needs_vocab", False)
+        ]
+        self._last_wide = wide[-1] if wide else -1  # up to this stage candidates are never compacted
+        self._num_ids = min(request.vocab_size, request.tokenizer.vocab_size)
+        width = request.vocab_size if wide else self._num_ids
+        self._token_ids = _read_only(np.arange(width, dtype=np.int32))
+        self._scratch = np.empty(width, dtype=np.float64)
+
+    def sample(
+        self,
+        logits: Logits,
+        prompt_token_ids: TokenIds,
+        output_token_ids: TokenIds,
+        banned: Sequence[int] | TokenIds = (),
+    ) -> tuple[int, float]:
+        """Draw the next token.
+
+        logits: float32 (vocab_size,), contiguous; overwritten. prompt_token_ids, output_token_ids: int32, the output
+        so far. banned: ids that can't be drawn this time.
+
+        Returns (token_id, log-probability in nats under the distribution that was drawn from). Raises SamplerError,
+        which ends this request only, if a sampler fails or breaks its contract.
+        """
+        prompt, output = _read_only(prompt_token_ids), _read_only(output_token_ids)
+        candidates, token_ids = self._candidates(logits, banned, output.size)
+        for index, (stage, sampler) in enumerate(zip(self._stages, self._samplers, strict=True)):
+            state = _State(prompt, output, self._seed, self._choice, index)
+            removed = candidates == -np.inf if index <= self._last_wide else None
+            try:
+                returned = sampler.apply(candidates, token_ids, state)
+            except Exception as error:
+                raise SamplerError(_at(stage, f"raised {_cause(error)}", output.size)) from error
+            if returned is not None:
+                fault = f"returned a {type(returned).__name__}; apply edits logits in place and returns None"
+                raise SamplerError(_at(stage, fault, output.size))
+            if removed is not None:
+                candidates[removed] = -np.inf  # what one stage removed, no later one brings back
+            if row_fault := _fault(candidates):
+                raise SamplerError(_at(stage, row_fault, output.size))
+            if index >= self._last_wide:
+                candidates, token_ids = _compact(candidates, token_ids)
+        number = uniform(self._seed, self._choice, output.size, DRAW_STAGE, 0)
+        token_id, logprob = draw(candidates, token_ids, number, self._scratch)
+        self._accept(token_id, logprob, output.size)
+        return token_id, logprob
+
+    def _candidates(self, logits: Logits, banned: Sequence[int] | TokenIds, step: int) -> tuple[Logits, TokenIds]:
+        """The row that the first stage sees: the tokenizer's ids but the banned ones."""
+        if fault := _fault(logits[: self._num_ids]):
+            raise EngineError(f"the model {fault} at output token {step}; its weights may be damaged")
+        candidates = logits[: self._token_ids.size]
+        candidates[self._num_ids :] = -np.inf
+        if len(banned):
+            ids = np.asarray(banned)
+            candidates[ids[ids < candidates.size]] = -np.inf
+            if not (candidates > -np.inf).any():
+                raise EngineError(f"no token is left to draw at output token {step}: all are banned")
+        if self._last_wide >= 0:
+            return candidates, self._token_ids
+        return _compact(candidates, self._token_ids)
+
+    def _accept(self, token_id: int, logprob: float, step: int) -> None:
+        for stage, sampler in zip(self._stages, self._samplers, strict=True):
+            accept = getattr(sampler, "accept", None)
+            if accept is not None:
+                try:
+                    accept(token_id, logprob)
+                except Exception as error:
+                    raise SamplerError(_at(stage, f"raised in accept {_cause(error)}", step)) from error
+
+
+def _started(stage: Stage, request: SamplerRequest) -> Any:
+    """The object that works for one sequence: what `start` gives, or the spec itself."""
+    start = getattr(stage.spec, "start", None)
+    if start is None:
+        return stage.spec
+    try:
+        sampler = start(request)
+    except Exception as error:
+        raise SamplerError(f"{stage.title} raised in start {_cause(error)}") from error
+    if not callable(getattr(sampler, "apply", None)):
+        raise SamplerError(f"{stage.title} returned a {type(sampler).__name__} from start, which has no method apply")
+    return sampler
+
+
+def _fault(logits: Logits) -> str | None:
+    """What makes a row unfit to draw from, if anything."""
+    top = logits.max()  # NaN if there is one
+    if np.isnan(top):
+        return f"left NaN for {np.count_nonzero(np.isnan(logits))} of {logits.size} candidates"
+    if top == np.inf:
+        return f"left +inf for {np.count_nonzero(logits == np.inf)} of {logits.size} candidates"
+    return "removed every candidate" if top == -np.inf else None
+
+
+def _compact(logits: Logits, token_ids: TokenIds) -> tuple[Logits, TokenIds]:
+    """The candidates that are left, in the same order; the very arrays if that is all."""
+    kept = logits > -np.inf
+    if np.count_nonzero(kept) == logits.size:
+        return logits, token_ids
+    index = np.flatnonzero(kept)
+    return logits[index], _read_only(token_ids[index])
+
+
+def _read_only(token_ids: TokenIds) -> TokenIds:
+    view: TokenIds = token_ids.view()
+    view.flags.writeable = False
+    return view
+
+
+def _at(stage: Stage, fault: str, step: int) -> str:
+    return f"{stage.title} {fault}, at output token {step}"
+
+
+def _cause(error: Exception) -> str:
+    """An exception in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,173 @@
+"""From what a user writes to the stages of a chain: names, options, specs, shortcuts and `-o` texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nvg.errors import ParameterError
+from nvg.params import SamplingParams
+from nvg.plugins import registry, sampler_entry, unknown_name
+from nvg.sampling.chain import Stage
+from nvg.sampling.options import make_spec, options_of, parse_option
+
+DEFAULT_CHAIN: tuple[Any, ...] = (("topk", {"k": 40}), ("topp", {"p": 0.95}), ("temperature", {"t": 0.8}))
+"""The command line's chain where no sampler is given; Python's is empty."""
+
+# A shortcut of SamplingParams -> the sampler and the option that it sets.
+_SHORTCUTS = {
+    "temperature": ("temperature", "t"),
+    "top_k": ("topk", "k"),
+    "top_p": ("topp", "p"),
+    "min_p": ("minp", "p"),
+}
+# Where a shortcut inserts its stage.
+_ORDER = ("penalties", "topk", "typical", "topp", "minp", "xtc", "temperature")
+
+
+def resolve(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[str] = ()) -> tuple[Stage, ...]:
+    """The stages of a request's chain.
+
+    params: its `sampler`, or `base` where that is None, with its shortcuts set in their stages, or inserted where
+    there is no `sampler`. options: texts "name=value", which must fit exactly one stage, or "sampler.name=value".
+
+    Raises ParameterError (UnknownNameError for a name that does not exist) or PluginError.
+    """
+    drafts = [_draft(item) for item in _items(base if params.sampler is None else params.sampler)]
+    for shortcut, (sampler, option) in _SHORTCUTS.items():
+        value = getattr(params, shortcut)
+        if value is not None:
+            draft = _stage_for(drafts, shortcut, value, sampler, insert=params.sampler is None)
+            draft.values[option] = value
+    for text in options:
+        _set_option(drafts, text)
+    return tuple(draft.build() for draft in drafts)
+
+
+def compose(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[str] = ()) -> SamplingParams:
+    """`params` with `resolve`'s stages as its `sampler`, and the shortcuts, which are in them, unset."""
+    stages = resolve(params, base, options)
+    return dataclasses.replace(params, sampler=stages, temperature=None, top_k=None, top_p=None, min_p=None)
+
+
+@dataclass
+class _Draft:
+    """A stage whose options are still being collected."""
+
+    name: str
+    origin: str
+    spec_class: type
+    values: dict[str, Any] = field(default_factory=dict)
+    spec: Any = None
+    """The user's own object, to which `values` apply; None for a stage given by name."""
+
+    def option_names(self) -> list[str]:
+        if self.spec is not None and not dataclasses.is_dataclass(self.spec):
+            return []
+        return [option.name for option in options_of(self.spec_class)]
+
+    def build(self) -> Stage:
+        if self.spec is None:
+            spec = make_spec(self.name, self.origin, self.spec_class, self.values)
+        elif self.values:
+            fields = {name: getattr(self.spec, name) for name in self.option_names()}
+            spec = make_spec(self.name, self.origin, self.spec_class, fields | self.values)
+        else:
+            spec = self.spec
+        return Stage(self.name, spec, self.origin)
+
+
+def _items(sampler: Any) -> Sequence[Any]:
+    """`sampler` as a sequence of items; a pair (name, options) is one item."""
+    if isinstance(sampler, (str, Mapping, Stage)) or callable(getattr(sampler, "apply", None)) or _is_pair(sampler):
+        return (sampler,)
+    if isinstance(sampler, Sequence):
+        return sampler
+    raise _bad_item(sampler)
+
+
+def _is_pair(item: Any) -> bool:
+    if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Mapping)):
+        return False
+    # ("topk", {"name": "topp"}) is two items.
+    return not isinstance(item[1].get("name"), str) or not item[1].keys() <= {"name", "options"}
+
+
+def _draft(item: Any) -> _Draft:
+    if isinstance(item, Stage):
+        return _Draft(item.name, item.origin, type(item.spec), spec=item.spec)
+    if isinstance(item, str):
+        return _named(item, {})
+    if _is_pair(item):
+        return _named(*item)
+    if isinstance(item, Mapping):
+        name, options = item.get("name"), item.get("options", {})
+        if not isinstance(name, str) or not isinstance(options, Mapping) or not item.keys() <= {"name", "options"}:
+            raise _bad_item(item)
+        return _named(name, options)
+    if isinstance(item, type):
+        raise ParameterError(f"sampler {item.__name__} is a class; give an object of it, {item.__name__}()")
+    if callable(getattr(item, "apply", None)):
+        entry = registry().samplers.entry_of(type(item))
+        if entry is None:
+            return _Draft(type(item).__name__, type(item).__module__, type(item), spec=item)
+        return _Draft(entry.name, entry.origin, type(item), spec=item)
+    raise _bad_item(item)
+
+
+def _named(name: str, options: Mapping[str, Any]) -> _Draft:
+    entry = sampler_entry(name)
+    return _Draft(entry.name, entry.origin, entry.load(), dict(options))
+
+
+def _bad_item(item: Any) -> ParameterError:
+    return ParameterError(
+        f"sampler has {item!r}; an item of a chain is a name, (name, {{option: value}}), "
+        '{"name": ..., "options": {...}} or an object with a method apply'
+    )
+
+
+def _stage_for(drafts: list[_Draft], shortcut: str, value: float, sampler: str, *, insert: bool) -> _Draft:
+    """The stage that a shortcut sets, inserted in canonical order where that is allowed."""
+    spec_class = registry().samplers.load(sampler)
+    found = [draft for draft in drafts if draft.spec_class is spec_class]
+    if len(found) == 1:
+        return found[0]
+    chain = ", ".join(draft.name for draft in drafts) or "empty"
+    if found:
+        raise ParameterError(
+            f"{shortcut} is {value!r}, but the chain ({chain}) has {len(found)} {sampler!r} stages; set their options"
+        )
+    if not insert:
+        raise ParameterError(
+            f"{shortcut} is {value!r}, but the chain ({chain}) has no {sampler!r} stage to set; "
+            f"add {sampler!r} to it, or leave {shortcut} out"
+        )
+    draft = _named(sampler, {})
+    rank = _ORDER.index(sampler)
+    later = (i for i, other in enumerate(drafts) if other.name in _ORDER and _ORDER.index(other.name) > rank)
+    drafts.insert(next(later, len(drafts)), draft)
+    return draft
+
+
+def _set_option(drafts: list[_Draft], text: str) -> None:
+    """Apply one "name=value" or "sampler.name=value"."""
+    key, equals, value = text.partition("=")
+    sampler, _, name = key.strip().rpartition(".")
+    if not equals or not name:
+        raise ParameterError(f"option {text!r} is not NAME=VALUE or SAMPLER.NAME=VALUE")
+    if sampler:
+        found = [draft for draft in drafts if draft.name == sampler]
+        if not found:
+            raise unknown_name("stage of this chain", sampler, {draft.name for draft in drafts})
+    else:
+        found = [draft for draft in drafts if name in draft.option_names()]
+        if not found:
+            known = {f"{draft.name}.{option}" for draft in drafts for option in draft.option_names()}
+            raise unknown_name("option of this chain", name, known)
+    if len(found) > 1:
+        places = ", ".join(f"{draft.name}.{name}" for draft in found)
+        raise ParameterError(f"option {text!r} fits {len(found)} stages ({places}); write which, as SAMPLER.NAME=VALUE")
+    found[0].values[name] = parse_option(found[0].name, found[0].spec_class, name, value)

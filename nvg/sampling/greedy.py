@@ -1,0 +1,23 @@
+"""Greedy decoding."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvg.sampling.contract import Logits, State, TokenIds
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Keep only the most probable token; of equal ones the lowest id."""
+
+    def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
+        keep_most_probable(logits)
+
+
+def keep_most_probable(logits: Logits) -> None:
+    """Remove all but the first of the largest logits: float32 (n,), edited in place."""
+    best = int(np.argmax(logits))
+    top = logits[best]
+    logits[:] = -np.inf
+    logits[best] = top

@@ -1,0 +1,35 @@
+"""Temperature."""
+
+import math
+import numbers
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvg.sampling.contract import Logits, State, TokenIds
+from nvg.sampling.greedy import keep_most_probable
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Divide the logits by t: below 1 the probable tokens gain, above 1 they lose (Ackley, Hinton and Sejnowski 1985,
+    doi:10.1207/s15516709cog0901_7).
+
+    t: at least 0; 1 changes nothing, 0 keeps only the most probable token
+    """
+
+    t: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.t, numbers.Real) and 0 <= self.t < math.inf):
+            raise ValueError(f"t is {self.t!r}; it must be a number >= 0 (0 means greedy, 1 means off)")
+
+    def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
+        if self.t == 0:
+            keep_most_probable(logits)
+        elif self.t != 1:
+            # Relative to the largest, which stays 0: no t, however small, makes a logit +inf or NaN.
+            scaled = np.subtract(logits, float(logits.max()), dtype=np.float64)
+            with np.errstate(over="ignore"):  # to -inf: so improbable that it is removed
+                scaled /= self.t
+                logits[:] = scaled

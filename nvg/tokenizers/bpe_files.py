@@ -1,0 +1,297 @@
+"""Reads the files of a byte-level BPE tokenizer, checks them, and refuses what would silently give other ids."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from itertools import chain, repeat
+from operator import add
+from pathlib import Path
+from typing import Any
+
+from nvg.errors import CheckpointError
+from nvg.tokenizers.bpe_merge import MergeTable
+from nvg.tokenizers.byte_alphabet import CHAR_OF_BYTE, spell
+
+END_OF_TEXT = "<|endoftext|>"
+WAY_OUT = "nvg reads byte-level BPE as GPT-2 has it; another kind needs a tokenizer plugin (--tokenizer NAME)"
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is found in the text as it is, before the text is split."""
+
+    content: str
+    token_id: int
+    special: bool
+    """Found only when special tokens are asked for."""
+    normalized: bool
+    """Found after those that are not normalized (no normalizer is supported: this is about the order only)."""
+
+
+@dataclass(frozen=True)
+class BPEDefinition:
+    """All that decides what a byte-level BPE tokenizer does; checked."""
+
+    tokens: list[str]
+    """Spelling (see byte_alphabet) of each id."""
+    merges: MergeTable
+    byte_ids: list[int]
+    """The id of each of the 256 bytes."""
+    added_tokens: list[AddedToken]
+    add_prefix_space: bool
+    """Text that doesn't begin with a space gets one."""
+    whole_pieces: dict[str, int] | None
+    """Spelling -> id of the pieces that are one token whatever the merges say (`ignore_merges`)."""
+    eos_token_ids: tuple[int, ...]
+
+
+def read_definition(directory: Path) -> BPEDefinition:
+    """The tokenizer in `directory`: `tokenizer.json`, or else `vocab.json` and `merges.txt`.
+
+    Raises CheckpointError (one line: the file, what is wrong) where they are missing, damaged, contradictory, or
+    ask for something that nvg's byte-level BPE doesn't do.
+    """
+    tokenizer_json, vocab_json, merges_txt = (directory / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if tokenizer_json.exists():
+        source, settings = tokenizer_json, _read_object(tokenizer_json)
+        model = settings.get("model")
+        if not isinstance(model, dict):
+            raise CheckpointError(f"{source}: there is no 'model' in it")
+        _refuse_unsupported(source, settings, model)
+        vocab = _checked_vocab(source, model.get("vocab"))
+        merges = _merges_of_json(source, model.get("merges"), vocab)
+        added_tokens = _added_tokens(source, settings.get("added_tokens") or [])
+        add_prefix_space = bool(settings["pre_tokenizer"].get("add_prefix_space", False))
+        ignore_merges = bool(model.get("ignore_merges", False))
+    elif vocab_json.exists() and merges_txt.exists():
+        source = vocab_json
+        vocab = _checked_vocab(source, _read_object(source))
+        merges = _merge_table(merges_txt, [line for line in _read_text(merges_txt).split("\n") if line], vocab)
+        _refuse_more_tokens(directory / "added_tokens.json", vocab)
+        added_tokens = [AddedToken(END_OF_TEXT, vocab[END_OF_TEXT], True, False)] if END_OF_TEXT in vocab else []
+        add_prefix_space = ignore_merges = False
+    else:
+        raise CheckpointError(
+            f"{directory}: no tokenizer here; looked for tokenizer.json, and for vocab.json with merges.txt "
+            "(copy them from the checkpoint, or name a tokenizer with --tokenizer)"
+        )
+    tokens = _tokens_by_id(source, vocab, added_tokens)
+    specials = {token.content: token.token_id for token in added_tokens if token.special}
+    return BPEDefinition(
+        tokens=tokens,
+        merges=merges,
+        byte_ids=[vocab[CHAR_OF_BYTE[byte]] for byte in range(256)],
+        added_tokens=added_tokens,
+        add_prefix_space=add_prefix_space,
+        whole_pieces=vocab if ignore_merges else None,
+        eos_token_ids=_eos_token_ids(directory, len(tokens), specials),
+    )
+
+
+def _read_text(path: Path) -> str:
+    """The file's text, with line feeds at the ends of its lines."""
+    try:
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: byte {error.start} is not UTF-8; copy the file again") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in the file."""
+    try:
+        value = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
+        raise CheckpointError(f"{path}: not JSON: {error}; copy the file again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}; it must be an object")
+    return value
+
+
+def _refuse_unsupported(source: Path, settings: dict[str, Any], model: dict[str, Any]) -> None:
+    """Raise for whatever would make the ids other than plain GPT-2 byte-level BPE gives.
+
+    `unk_token`, `fuse_unk` and `byte_fallback` are let be: every byte must have a token, so nothing is unknown.
+    `truncation` and `padding` are about batches of fixed length, not about a text's ids.
+    """
+
+    def refuse(what: str) -> CheckpointError:
+        return CheckpointError(f"{source}: {what} is not supported; {WAY_OUT}")
+
+    def type_of(component: Any) -> Any:
+        return component.get("type") if isinstance(component, dict) else component
+
+    # Files of the first years name no type; only BPE has merges.
+    if model.get("type", "BPE") != "BPE":
+        raise refuse(f"model {model['type']!r}")
+    if settings.get("normalizer") is not None:
+        raise refuse(f"normalizer {type_of(settings['normalizer'])!r}")
+    pre_tokenizer = settings.get("pre_tokenizer")
+    if not isinstance(pre_tokenizer, dict) or pre_tokenizer.get("type") != "ByteLevel":
+        raise refuse(f"pre_tokenizer {type_of(pre_tokenizer)!r}")
+    if not pre_tokenizer.get("use_regex", True):
+        raise refuse("pre_tokenizer ByteLevel with use_regex false")
+    if type_of(settings.get("decoder")) not in (None, "ByteLevel"):
+        raise refuse(f"decoder {type_of(settings['decoder'])!r}")
+    if _adds_tokens(settings.get("post_processor")):
+        raise refuse(f"post_processor {type_of(settings['post_processor'])!r} that adds tokens to the text's own")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            raise refuse(f"{option} {model[option]!r}")
+
+
+def _adds_tokens(post_processor: Any) -> bool:
+    """Whether a text's ids get others around them (a template of the text alone adds none)."""
+    match post_processor:
+        case None | {"type": "ByteLevel"}:
+            return False
+        case {"type": "TemplateProcessing", "single": [{"Sequence": _}]}:
+            return False
+        case {"type": "Sequence", "processors": [*processors]}:
+            return any(map(_adds_tokens, processors))
+    return True
+
+
+def _checked_vocab(source: Path, vocab: Any) -> dict[str, int]:
+    """Token -> id, with ids that are integers >= 0 and a token for each byte."""
+    if not isinstance(vocab, dict) or not vocab:
+        raise CheckpointError(f"{source}: the vocabulary is not an object of tokens and their ids")
+    if set(map(type, vocab.values())) != {int} or min(vocab.values()) < 0:
+        token, wrong = next((t, i) for t, i in vocab.items() if type(i) is not int or i < 0)
+        raise CheckpointError(f"{source}: token {token!r} has id {wrong!r}; an id must be an integer >= 0")
+    missing = [byte for byte, char in CHAR_OF_BYTE.items() if char not in vocab]
+    if missing:
+        raise CheckpointError(
+            f"{source}: no token for byte {min(missing)} ({CHAR_OF_BYTE[min(missing)]!r}) and {len(missing) - 1} "
+            f"other bytes; {WAY_OUT}"
+        )
+    return vocab
+
+
+def _merges_of_json(source: Path, merges: Any, vocab: dict[str, int]) -> MergeTable:
+    """The merges of tokenizer.json: a list of "a b" or of ["a", "b"]."""
+    if isinstance(merges, list):
+        kinds = set(map(type, merges))
+        if kinds <= {str}:
+            return _merge_table(source, merges, vocab)
+        if kinds == {list} and set(map(type, chain.from_iterable(merges))) == {str}:
+            return _merge_table(source, list(map(" ".join, merges)), vocab)
+    raise CheckpointError(f'{source}: \'merges\' must be a list of "a b" or of ["a", "b"]')
+
+
+def _merge_table(source: Path, lines: list[str], vocab: dict[str, int]) -> MergeTable:
+    """The table of merges that are written "a b", lowest rank first; a first line `#version: ...` is none of them."""
+    if lines and lines[0].startswith("#version"):
+        lines = lines[1:]
+    # GPT-2 has 50,000 merges, and each costs start-up time: check and look up in bulk, and search only on a fault.
+    if list(map(str.count, lines, repeat(" "))).count(1) != len(lines):
+        number, line = next((n, line) for n, line in enumerate(lines, 1) if line.count(" ") != 1)
+        raise CheckpointError(f"{source}: merge {number} is {line!r}; it must be two tokens with one space between")
+    parts = " ".join(lines).split(" ") if lines else []
+    lefts, rights = parts[::2], parts[1::2]
+    try:
+        left_ids, right_ids, merged_ids = (
+            list(map(vocab.__getitem__, tokens)) for tokens in (lefts, rights, map(add, lefts, rights))
+        )
+    except KeyError:
+        number, token = next(
+            (number, token)
+            for number, (left, right) in enumerate(zip(lefts, rights, strict=True), 1)
+            for token in (left, right, left + right)
+            if token not in vocab
+        )
+        raise CheckpointError(
+            f"{source}: merge {number}, {lines[number - 1]!r}, needs the token {token!r}, which the vocabulary lacks; "
+            "take both from the same checkpoint"
+        ) from None
+    return MergeTable(left_ids, right_ids, merged_ids, max(vocab.values()) + 1)
+
+
+def _added_tokens(source: Path, entries: Any) -> list[AddedToken]:
+    """The `added_tokens` of tokenizer.json."""
+    if not isinstance(entries, list):
+        raise CheckpointError(f"{source}: 'added_tokens' is not a list")
+    added_tokens = []
+    for entry in entries:
+        match entry:
+            case {"content": str(content), "id": int(token_id)} if content and token_id >= 0:
+                for option in ("single_word", "lstrip", "rstrip"):
+                    if entry.get(option):
+                        raise CheckpointError(
+                            f"{source}: added token {content!r} with {option} is not supported; {WAY_OUT}"
+                        )
+                special = bool(entry.get("special", False))
+                normalized = bool(entry.get("normalized", not special))
+                added_tokens.append(AddedToken(content, token_id, special, normalized))
+            case _:
+                raise CheckpointError(f"{source}: added token {entry!r}; it must have a content and an id >= 0")
+    return added_tokens
+
+
+def _refuse_more_tokens(path: Path, vocab: dict[str, int]) -> None:
+    """Raise if `added_tokens.json` adds to the vocabulary: it doesn't say how its tokens are found in text."""
+    more = (
+        [token for token, token_id in _read_object(path).items() if vocab.get(token) != token_id]
+        if path.exists()
+        else []
+    )
+    if more:
+        raise CheckpointError(
+            f"{path}: adds {more[0]!r} to vocab.json; nvg reads added tokens from tokenizer.json only "
+            "(transformers' save_pretrained writes one)"
+        )
+
+
+def _tokens_by_id(source: Path, vocab: dict[str, int], added_tokens: list[AddedToken]) -> list[str]:
+    """The spelling of each id; ids are 0 .. n - 1, each used once."""
+    spelled = dict(vocab)
+    for token in added_tokens:
+        in_vocab = spelled.pop(token.content, token.token_id)
+        if in_vocab != token.token_id:
+            raise CheckpointError(
+                f"{source}: added token {token.content!r} has id {token.token_id}, but {in_vocab} in the vocabulary"
+            )
+    ids = sorted([*spelled.values(), *(token.token_id for token in added_tokens)])
+    if ids != list(range(len(ids))):
+        token_id, uses = Counter(ids).most_common(1)[0]
+        if uses > 1:
+            raise CheckpointError(f"{source}: {uses} tokens have the id {token_id}; each must have its own")
+        hole = next(expected for expected, found in enumerate(ids) if expected != found)
+        raise CheckpointError(
+            f"{source}: no token has the id {hole}; {len(ids)} tokens must have ids 0 to {len(ids) - 1}"
+        )
+    if not set("".join(spelled)) <= set(CHAR_OF_BYTE.values()):
+        alphabet = set(CHAR_OF_BYTE.values())
+        foreign = next(token for token in spelled if not set(token) <= alphabet)
+        raise CheckpointError(f"{source}: token {foreign!r} is not spelled in byte-level characters; {WAY_OUT}")
+    tokens = sorted(spelled, key=spelled.__getitem__)
+    for token in sorted(added_tokens, key=lambda token: token.token_id):
+        try:
+            spelling = spell(token.content.encode())
+        except UnicodeEncodeError as error:
+            raise CheckpointError(f"{source}: added token {token.content!r} is not Unicode") from error
+        tokens.insert(token.token_id, spelling)
+    return tokens
+
+
+def _eos_token_ids(directory: Path, vocab_size: int, specials: dict[str, int]) -> tuple[int, ...]:
+    """The ids that end a text: those of generation_config.json, else of config.json, else `<|endoftext|>`.
+
+    Ids beyond the vocabulary don't count: a config.json that somebody left at its defaults says 50256 for any model.
+    """
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        value = _read_object(path).get("eos_token_id") if path.exists() else None
+        listed = value if isinstance(value, list) else [] if value is None else [value]
+        for token_id in listed:
+            if type(token_id) is not int or token_id < 0:
+                raise CheckpointError(
+                    f"{path}: eos_token_id is {value!r}; it must be an integer >= 0 or a list of them"
+                )
+        known = tuple(dict.fromkeys(token_id for token_id in listed if token_id < vocab_size))
+        if known:
+            return known
+    return (specials[END_OF_TEXT],) if END_OF_TEXT in specials else ()

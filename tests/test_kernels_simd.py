@@ -1,0 +1,111 @@
+"""Vector intrinsics against float64 NumPy: accuracy, masked tails, and bits that do not depend on the tiling."""
+
+import math
+
+import numpy as np
+import pytest
+
+from nvg.kernels import layers, simd
+from nvg.kernels.attention import round32
+from nvg.kernels.microkernels import HIGH, PANEL, multiply_panel
+from nvg.runtime.compile_cache import njit
+
+
+@njit
+def _reduce(row, n, mean):
+    zero = np.float32(0)
+    return simd.row_sum(row, 0, n, zero), simd.row_squared_deviation(row, 0, n, mean), simd.row_max(row, 0, n, zero)
+
+
+@njit
+def _exp_scaled(row, n, largest, scale):
+    simd.exp_scaled(row, 0, n, largest, scale)
+
+
+@njit
+def _multiply(a, lda, num_rows, b, c, ldc, k, accumulate):
+    multiply_panel(a, 0, lda, num_rows, b, 0, PANEL, c, 0, ldc, k, accumulate)
+
+
+def _row(values):
+    """The values, then NaN up to a multiple of 16: what lies beyond a row's end must not matter."""
+    row = np.full(-(-len(values) // 16) * 16, np.nan, np.float32)
+    row[: len(values)] = values
+    return row
+
+
+@pytest.mark.parametrize("n", [1, 5, 15, 16, 17, 64, 1000])
+def test_reductions_are_exact_enough_and_ignore_what_lies_beyond(n):
+    values = np.random.default_rng(n).normal(3, 2, n).astype(np.float32)
+    wide = values.astype(np.float64)
+    total, deviation, largest = _reduce(_row(values), n, np.float32(3))
+    assert total == pytest.approx(wide.sum(), rel=1e-6)
+    assert deviation == pytest.approx(((wide - 3) ** 2).sum(), rel=1e-5)
+    assert largest == values.max()
+
+
+def test_exp_is_accurate_over_the_whole_range():
+    x = np.concatenate([np.linspace(-87, 0, 100_000), -np.logspace(-30, 1, 1000), [0.0]]).astype(np.float32)
+    row = _row(x)
+    _exp_scaled(row, len(x), np.float32(0), np.float32(1))
+    expected = np.exp(x.astype(np.float64))
+    assert np.abs(row[: len(x)] / expected - 1).max() < 2.5e-7
+
+
+def test_exp_of_what_underflows_is_an_exact_zero_and_the_tail_is_zeroed():
+    x = np.array([0, -50, -100, -1e30, -np.inf], np.float32)
+    row = _row(x)
+    _exp_scaled(row, len(x), np.float32(0), np.float32(1))
+    assert row[0] == 1
+    assert row[1] > 0
+    assert not row[2:].any()
+
+
+def _gelu_erf(x):
+    return np.array([0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x])
+
+
+_FORMULAS = {
+    layers.GELU_TANH: lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    layers.GELU_ERF: _gelu_erf,
+    layers.RELU: lambda x: np.maximum(x, 0),
+    layers.SILU: lambda x: x / (1 + np.exp(-x)),
+    layers.TANH: np.tanh,
+}
+
+
+@pytest.mark.parametrize("kind", _FORMULAS)
+def test_activations_follow_their_formulas(kind):
+    x = np.concatenate([np.linspace(-30, 30, 6001), np.linspace(-0.3, 0.3, 1001)]).astype(np.float32)
+    row = np.zeros(round32(len(x)), np.float32)
+    row[: len(x)] = x
+    layers.activate(kind, row, len(row), 1, 0, len(x))
+    expected = _FORMULAS[kind](x.astype(np.float64))
+    assert (np.abs(row[: len(x)] - expected) / np.maximum(1, np.abs(x))).max() < 4e-7
+
+
+@pytest.mark.parametrize("num_rows", [*range(1, HIGH + 3), 3 * HIGH])
+@pytest.mark.parametrize("k", [1, 7, 64])
+def test_a_panel_is_a_matrix_product(num_rows, k):
+    rng = np.random.default_rng(num_rows * 100 + k)
+    a = rng.normal(size=(num_rows, k + 3)).astype(np.float32)
+    b = rng.normal(size=(k, PANEL)).astype(np.float32)
+    c = np.full((num_rows, PANEL + 5), np.nan, np.float32)
+    _multiply(a.reshape(-1), k + 3, num_rows, b.reshape(-1), c.reshape(-1), PANEL + 5, k, False)
+    expected = a[:, :k].astype(np.float64) @ b.astype(np.float64)
+    assert np.abs(c[:, :PANEL] - expected).max() < 1e-5
+    assert np.isnan(c[:, PANEL:]).all(), "columns beyond the panel are not touched"
+
+
+def test_a_row_has_the_same_bits_in_any_tile_and_with_k_in_any_pieces():
+    rng = np.random.default_rng(0)
+    k, num_rows = 100, 2 * HIGH + 1
+    a = rng.normal(size=(num_rows, k)).astype(np.float32)
+    b = rng.normal(size=(k, PANEL)).astype(np.float32)
+    together = np.empty((num_rows, PANEL), np.float32)
+    _multiply(a.reshape(-1), k, num_rows, b.reshape(-1), together.reshape(-1), PANEL, k, False)
+    for row in range(num_rows):
+        alone = np.empty(PANEL, np.float32)
+        for start, end in ((0, 33), (33, 34), (34, k)):
+            _multiply(a[row, start:].copy(), k, 1, b[start:].reshape(-1), alone, PANEL, end - start, start > 0)
+        assert np.array_equal(alone, together[row])

@@ -1,0 +1,314 @@
+"""The Python API on the embedded model, and on components of one's own."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+import reference
+from checkpoints import TALES, write_checkpoint
+from fakes import LetterTokenizer, TableRunner, cycle
+
+import nvg
+from nvg import LLM, EngineConfig, SamplingParams
+from nvg.errors import CheckpointError, EngineError, ModelNotFoundError, ParameterError, UnknownNameError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with LLM("tales", threads=2) as llm:
+        yield llm
+
+
+def test_greedy_text_is_that_of_the_reference(llm):
+    output = llm.generate("Once upon a time", GREEDY)[0]
+    model = reference.load(TALES)
+    assert output.token_ids == list(reference.greedy(model, output.prompt_token_ids, 12))
+    assert output.text == llm.tokenizer.decode(output.token_ids)
+    assert (output.finish_reason, output.prompt) == ("length", "Once upon a time")
+
+
+def test_outputs_are_in_the_order_of_the_prompts(llm):
+    prompts = ["The king", "A", "There was once a poor woodcutter who lived", "", "The queen said"]
+    params = [SamplingParams(max_tokens=n, seed=n, temperature=0.9) for n in (9, 2, 5, 0, 7)]
+    outputs = llm.generate(prompts, params)
+    assert [output.prompt for output in outputs] == prompts
+    assert [len(output.token_ids) for output in outputs] == [9, 2, 5, 0, 7]
+    for prompt, one, output in zip(prompts, params, outputs, strict=True):
+        assert llm.generate(prompt, one)[0].token_ids == output.token_ids, "the same alone as in company"
+
+
+def test_prompts_may_be_token_ids(llm):
+    text = llm.generate("The king", GREEDY)[0]
+    ids = text.prompt_token_ids
+    assert llm.generate([ids, ids[:1]], GREEDY)[0].token_ids == text.token_ids
+    assert llm.generate(ids, GREEDY)[0].token_ids == text.token_ids
+    assert llm.generate(ids, GREEDY)[0].prompt is None
+    assert llm.generate([], GREEDY) == []
+
+
+def test_an_empty_prompt_begins_from_end_of_text(llm):
+    output = llm.generate("", GREEDY)[0]
+    assert output.prompt_token_ids == [0]
+
+
+def test_the_seed_decides_and_is_reported(llm):
+    params = SamplingParams(max_tokens=16, temperature=1.5)
+    first = llm.generate("The", params)[0]
+    assert 0 <= first.seed < 2**53
+    again = llm.generate("The", SamplingParams(max_tokens=16, temperature=1.5, seed=first.seed))[0]
+    assert again.token_ids == first.token_ids
+    assert llm.generate("The", params)[0].token_ids != first.token_ids
+
+
+def test_stream_gives_a_piece_a_token_and_the_text_of_generate(llm):
+    params = SamplingParams(max_tokens=20, seed=3, logprobs=2, n=2)
+    stream = llm.stream("The old woman", params)
+    pieces = list(stream)
+    output = llm.generate("The old woman", params)[0]
+    assert stream.seed == 3
+    for choice in output.outputs:
+        own = [piece for piece in pieces if piece.index == choice.index]
+        assert "".join(piece.text for piece in own) == choice.text
+        assert [i for piece in own for i in piece.token_ids] == choice.token_ids
+        assert [one for piece in own for one in piece.logprobs] == choice.logprobs
+        assert [piece.finish_reason for piece in own] == [None] * 19 + ["length"]
+
+
+def test_leaving_a_stream_frees_its_slot(llm):
+    for piece in llm.stream("The", SamplingParams(max_tokens=500, ignore_eos=True)):
+        assert piece.finish_reason is None
+        break
+    deadline = time.monotonic() + 10
+    while llm._engine.has_work and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert llm._engine.pool.num_free == llm._engine.pool.num_blocks
+
+
+def test_logits_of_all_positions_are_the_references(llm):
+    ids = llm.tokenizer.encode("There was once a miller who was poor, but he had one beautiful daughter. " * 6)
+    logits = llm.logits(ids)
+    assert logits.shape == (len(ids), 4096)
+    assert logits.dtype == np.float32
+    assert np.abs(logits - reference.logits(reference.load(TALES), ids)).max() < 1e-4
+
+
+@pytest.mark.parametrize("token_ids", [[], [4096], [-1], [0] * 513])
+def test_impossible_logits_are_refused(llm, token_ids):
+    with pytest.raises(ValueError, match=r"token"):
+        llm.logits(token_ids)
+
+
+def test_bad_input_names_the_prompt_and_does_no_work(llm):
+    steps = llm.stats.steps
+    with pytest.raises(ParameterError, match=r"prompt 1: the prompt has .* the context holds 512"):
+        llm.generate(["fine", "word " * 600])
+    with pytest.raises(ParameterError, match="prompt 2: token id 5000 is not in the vocabulary"):
+        llm.generate([[1], [2], [5000]])
+    with pytest.raises(UnknownNameError, match="topk"):
+        llm.generate("x", SamplingParams(sampler="topkk"))
+    with pytest.raises(ParameterError, match="2 prompts and 1 SamplingParams"):
+        llm.generate(["a", "b"], [GREEDY])
+    with pytest.raises(ValueError, match="surrogate"):
+        llm.generate("bad \ud800 text")
+    assert llm.stats.steps == steps
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"min_p": 2},
+        {"max_tokens": -1}, {"n": 0}, {"seed": -1}, {"seed": 2**64}, {"stop": ""}, {"logprobs": -1}, {"top_k": True},
+        {"min_tokens": 1.5}, {"stop_token_ids": [-3]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_impossible_parameters_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad)).replace("_ids", "").replace("_token", ".token")):
+        SamplingParams(**bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"dtype": "float7"}, {"kv_dtype": "x"}, {"threads": 0}, {"max_num_seqs": 0}, {"block_size": 20},
+        {"block_size": 48}, {"max_model_len": 0}, {"kv_memory": 0}, {"max_num_batched_tokens": 0}, {"model": ""},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_impossible_engine_options_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        EngineConfig(**bad)
+
+
+def test_an_unknown_option_is_named():
+    with pytest.raises(ParameterError, match="dtyp"):
+        LLM(dtyp="float32")
+
+
+def test_a_model_that_is_not_there():
+    with pytest.raises(ModelNotFoundError, match="no-such-model"):
+        LLM("no-such-model")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    write_checkpoint(tmp_path, vocab_size=100)
+    with pytest.raises(CheckpointError, match="277 ids, the weights have rows for 100"):
+        LLM(str(tmp_path))
+
+
+def test_many_threads_may_call(llm):
+    expected = llm.generate("The fox", GREEDY)[0].token_ids
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(llm.generate("The fox", GREEDY)[0].token_ids)) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [expected] * 8
+
+
+def test_an_idle_engine_uses_no_cpu(llm):
+    llm.generate("The fox", GREEDY)
+    time.sleep(0.3)  # workers park
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.05
+
+
+def test_progress_is_plain_lines_without_a_terminal(llm, capsys):
+    llm.generate(["a", "b"], GREEDY, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("nvg: 2 of 2 prompts, 24 tokens")
+    assert "prefill" in lines[-1]
+    assert "decode" in lines[-1]
+
+
+def from_components(**options):
+    runner = TableRunner(cycle(7), **options)
+    return LLM.from_components(EngineConfig(max_num_seqs=4), runner, LetterTokenizer(7))
+
+
+def test_components_of_ones_own():
+    with from_components() as llm:
+        outputs = llm.generate(["a", "c"], SamplingParams(temperature=0, max_tokens=4))
+        assert [output.text for output in outputs] == ["bcde", "defa"]
+        assert llm.logits([1, 2]).tolist() == cycle(7)[[1, 2]].tolist()
+        runner = llm._engine.runner
+    assert runner.closed
+
+
+def test_a_closed_llm_says_so():
+    llm = from_components()
+    llm.generate("a", GREEDY)
+    llm.close()
+    llm.close()
+    with pytest.raises(EngineError, match="closed"):
+        llm.generate("a")
+    with pytest.raises(EngineError, match="closed"):
+        llm.logits([1])
+
+
+def test_close_ends_what_runs():
+    llm = from_components()
+    llm._engine.runner.hold.clear()  # the runner hangs in a step until it is aborted
+    outputs = []
+    thread = threading.Thread(target=lambda: outputs.extend(llm.generate("a", GREEDY)))
+    thread.start()
+    while not llm._engine.has_work:
+        time.sleep(0.01)
+    llm.close()
+    thread.join(10)
+    assert outputs[0].finish_reason == "aborted"
+
+
+def test_aborting_one_request_makes_the_others_step_again():
+    llm = from_components()
+    llm._engine.runner.hold.clear()
+    outputs = []
+    thread = threading.Thread(target=lambda: outputs.extend(llm.generate("a", GREEDY)))
+    thread.start()
+    while not llm._engine.has_work:
+        time.sleep(0.01)
+    stream = llm.stream("b", SamplingParams(max_tokens=50))
+    llm._thread.abort(stream._request)
+    pieces = list(stream)  # the step that holds is left, so that the abort is heard
+    llm._engine.runner.hold.set()
+    thread.join(10)
+    assert outputs[0].text == "bcdefabcdefa"
+    assert [piece.finish_reason for piece in pieces] == ["aborted"]
+    llm.close()
+
+
+def test_a_fault_in_the_runner_ends_requests_with_its_message():
+    llm = from_components()
+
+    def broken(batch):
+        raise RuntimeError("the machine is on fire")
+
+    llm._engine.runner.execute = broken
+    output = llm.generate("a")[0]
+    assert output.finish_reason == "error"
+    assert "on fire" in output.error
+    with pytest.raises(EngineError, match="on fire"):
+        llm.generate("a")
+    llm.close()
+
+
+def python(code, **options):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, **options
+    )
+
+
+def test_import_loads_neither_numba_nor_numpy():
+    done = python("import sys, nvg; nvg.SamplingParams; nvg.hookimpl; print({'numba', 'numpy'} & set(sys.modules))")
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_an_unclosed_llm_does_not_keep_the_program_from_ending():
+    done = python(
+        """
+        import nvg
+        llm = nvg.LLM()
+        stream = llm.stream("The", nvg.SamplingParams(max_tokens=500, ignore_eos=True))
+        print(next(stream).token_ids != [])
+        """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_after_a_fork_the_child_is_told_to_make_its_own():
+    done = python(
+        """
+        import os, nvg, warnings
+        warnings.simplefilter("ignore")  # Python's own warning about threads
+        llm = nvg.LLM()
+        llm.generate("The", nvg.SamplingParams(max_tokens=1))
+        if os.fork() == 0:
+            try:
+                llm.generate("The")
+            except nvg.errors.EngineError as error:
+                print(error, flush=True)
+            os._exit(0)
+        os.wait()
+        """
+    )
+    assert "created before a fork" in done.stdout, done.stderr
+
+
+def test_the_public_surface_is_sorted_and_complete():
+    assert sorted(nvg.__all__) == sorted(set(nvg.__all__))
+    for name in nvg.__all__:
+        assert getattr(nvg, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'LLMM'"):
+        nvg.LLMM  # noqa: B018

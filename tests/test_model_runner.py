@@ -1,0 +1,216 @@
+"""Steps of the runner: logits against transformers and the naive reference, bits against every way to batch."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import reference
+from checkpoints import golden, golden_directory, golden_names, write_checkpoint
+
+from nvg.errors import AbortedError
+from nvg.model.checkpoint import Checkpoint
+from nvg.model.contract import Batch
+from nvg.model.runner import GPT2Runner
+from nvg.params import EngineConfig
+
+BLOCK_SIZE = 32
+
+
+def make_runner(directory, threads=2, num_blocks=48, block_size=BLOCK_SIZE, **options):
+    with Checkpoint(directory) as checkpoint:
+        config = EngineConfig(threads=threads, block_size=block_size, **options)
+        runner = GPT2Runner.from_checkpoint(checkpoint.config, checkpoint, config)
+    runner.allocate_kv(num_blocks, block_size)
+    return runner
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("model"), n_layer=2, n_head=3, n_embd=60, n_positions=200)
+
+
+@pytest.fixture(scope="module")
+def runner(directory):
+    runner = make_runner(directory)
+    yield runner
+    runner.close()
+
+
+def step(runner, parts, rows=None):
+    """One step of sequences given as (token ids, first position, block table); the logits of `rows`, or of all."""
+    int32 = np.int32
+    lengths = [len(ids) for ids, _, _ in parts]
+    width = max(len(table) for _, _, table in parts)
+    tables = np.zeros((len(parts), width), int32)
+    for s, (_, _, table) in enumerate(parts):
+        tables[s, : len(table)] = table
+    if rows is None:
+        rows = range(sum(lengths))
+    return runner.execute(
+        Batch(
+            token_ids=np.concatenate([np.array(ids, int32) for ids, _, _ in parts]),
+            positions=np.concatenate([np.arange(p, p + len(ids), dtype=int32) for ids, p, _ in parts]),
+            query_offsets=np.cumsum([0, *lengths], dtype=int32),
+            block_tables=tables,
+            context_lens=np.array([p + len(ids) for ids, p, _ in parts], int32),
+            logits_rows=np.array(list(rows), int32),
+        )
+    ).copy()
+
+
+def tokens(n, vocab_size=277, seed=0):
+    return np.random.default_rng(seed).integers(0, vocab_size, n).tolist()
+
+
+@pytest.mark.parametrize("name", golden_names())
+def test_logits_are_those_of_transformers(name, tmp_path):
+    case = golden(name)
+    runner = make_runner(golden_directory(case, tmp_path))
+    try:
+        table = list(range(5, 5 + -(-len(case.token_ids) // BLOCK_SIZE)))
+        logits = []
+        for first in range(0, len(case.token_ids), 60):
+            logits.append(step(runner, [(case.token_ids[first : first + 60], first, table)]))
+        logits = np.concatenate(logits)
+        assert np.abs(logits[np.ix_(case.positions, case.columns)] - case.logits).max() < 1e-4
+        wide = logits.astype(np.float64)
+        logsumexp = np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1)) + wide.max(1)
+        assert np.abs(logsumexp - case.logsumexp).max() < 1e-4
+        top = logits.max(1)
+        assert (top - logits[np.arange(len(logits)), case.argmax] < 2e-4).all()
+    finally:
+        runner.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_embd": 24, "n_head": 24},  # heads of one
+        {"n_embd": 128, "n_head": 1},  # a head of 128
+        {"n_embd": 20, "n_head": 4, "n_inner": 33},
+        {"n_embd": 66, "n_head": 2, "tie": False, "activation": "gelu"},
+        {"n_embd": 48, "n_head": 2, "dtype": "BF16", "scale_attn_by_inverse_layer_idx": True, "n_layer": 3},
+        {"n_embd": 32, "n_head": 2, "scale_attn_weights": False, "activation": "tanh", "with_masks": True},
+    ],
+    ids=str,
+)
+def test_logits_are_those_of_the_naive_reference(options, tmp_path):
+    directory = write_checkpoint(tmp_path, **{"seed": 7, **options})
+    ids = tokens(60)
+    expected = reference.logits(reference.load(directory), ids)
+    runner = make_runner(directory)
+    try:
+        assert np.abs(step(runner, [(ids, 0, [3, 0])]) - expected).max() < 1e-4
+    finally:
+        runner.close()
+
+
+@pytest.fixture(scope="module")
+def alone(runner):
+    """(ids, logits) of one sequence run at once, the bits that everything else must have."""
+    ids = tokens(60, seed=1) + tokens(4, seed=2)
+    return ids, step(runner, [(ids, 0, [0, 1])])
+
+
+def test_cached_decode_has_the_bits_of_full_recompute(runner, alone):
+    ids, expected = alone
+    step(runner, [(ids[:20], 0, [7, 3])], rows=[])
+    for position in range(20, 64):
+        assert np.array_equal(step(runner, [(ids[position : position + 1], position, [7, 3])])[0], expected[position])
+
+
+@pytest.mark.parametrize("pieces", [(1, 63), (31, 33), (5, 6, 7, 46)])
+def test_a_prompt_in_pieces_has_the_same_bits(runner, alone, pieces):
+    ids, expected = alone
+    first, parts = 0, []
+    for size in pieces:
+        parts.append(step(runner, [(ids[first : first + size], first, [9, 8])]))
+        first += size
+    assert np.array_equal(np.concatenate(parts), expected)
+
+
+def test_a_sequence_has_the_same_bits_in_a_batch(runner, alone):
+    ids, expected = alone
+    step(runner, [(tokens(150, seed=3)[:64], 0, [20, 21, 22])], rows=[])
+    batch = [
+        (tokens(1, seed=4), 64, [20, 21, 22]),
+        (ids[:40], 0, [11, 10]),
+        (tokens(13, seed=5), 0, [30]),
+        (tokens(1, seed=6), 0, [31]),
+    ]
+    logits = step(runner, batch, rows=range(1, 41))
+    assert np.array_equal(logits, expected[:40])
+    batch[1] = (ids[40:], 40, [11, 10])
+    assert np.array_equal(step(runner, batch, rows=range(1, 25)), expected[40:])
+
+
+def test_one_and_two_and_three_threads_give_the_same_bits(directory, alone):
+    ids, expected = alone
+    for threads in (1, 3):
+        runner = make_runner(directory, threads=threads)
+        try:
+            assert np.array_equal(step(runner, [(ids, 0, [1, 0])]), expected)
+        finally:
+            runner.close()
+
+
+def test_the_block_size_does_not_change_the_bits(directory, alone):
+    ids, expected = alone
+    runner = make_runner(directory, block_size=64, num_blocks=4)
+    try:
+        assert np.array_equal(step(runner, [(ids, 0, [2])]), expected)
+    finally:
+        runner.close()
+
+
+def test_stale_memory_does_not_matter(runner, alone):
+    ids, expected = alone
+    runner._pool[:] = np.nan
+    assert np.array_equal(step(runner, [(ids, 0, [4, 2])]), expected)
+
+
+def test_blocks_are_copied_whole(runner, alone):
+    ids, expected = alone
+    step(runner, [(ids[:50], 0, [0, 1])], rows=[])
+    runner.copy_blocks(np.array([0, 1], np.int32), np.array([40, 41], np.int32))
+    runner._pool[:2] = np.nan
+    assert np.array_equal(step(runner, [(ids[50:], 50, [40, 41])]), expected[50:])
+
+
+def test_bytes_per_block_are_what_the_pool_has(runner):
+    assert runner.bytes_per_block(BLOCK_SIZE) * 48 == runner._pool.nbytes
+
+
+def test_abort_ends_a_running_step_and_the_next_one_is_whole(tmp_path):
+    directory = write_checkpoint(tmp_path, n_layer=8, n_head=8, n_embd=512, n_positions=512)
+    runner = make_runner(directory, num_blocks=16)
+    ids, table = tokens(500), list(range(16))
+    try:
+        expected = step(runner, [(ids, 0, table)], rows=[499])
+
+        def abort():
+            time.sleep(0.02)
+            runner.abort()
+
+        for _ in range(20):  # the step may end before the abort comes
+            thread = threading.Thread(target=abort)
+            thread.start()
+            try:
+                step(runner, [(ids, 0, table)], rows=[499])
+            except AbortedError:
+                break
+            finally:
+                thread.join()
+        else:
+            pytest.fail("no step was aborted")
+        assert np.array_equal(step(runner, [(ids, 0, table)], rows=[499]), expected)
+    finally:
+        runner.close()
+
+
+def test_weights_are_not_kept_twice(runner):
+    config = runner._config
+    parameters = config.vocab_size * config.n_embd + config.n_positions * config.n_embd
+    parameters += config.n_layer * 12 * config.n_embd**2
+    assert runner.weight_bytes < 4 * parameters * 1.35  # tiny matrices are padded to panels of 32 columns
