@@ -1,4 +1,4 @@
-"""LLM: the Python API. Joins names to objects (model directory, runner, tokenizer, samplers) and callers to the engine."""
+"""LLM, the Python API: joins names to objects (directory, runner, tokenizer, samplers) and callers to the engine."""
 
 from __future__ import annotations
 

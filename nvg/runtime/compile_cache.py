@@ -66,6 +66,7 @@ class _Store:
 
     def __init__(self) -> None:
         self._directory: Path | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._warned = False
 
     def warn(self, problem: str) -> None:
@@ -84,7 +85,8 @@ class _Store:
                 self._directory = directory
             except (OSError, RuntimeError) as error:
                 self.warn(f"the compile cache can't be used ({error}); NVG_CACHE_DIR names another place")
-                self._directory = Path(tempfile.mkdtemp(prefix="nvg-kernels-"))
+                self._temporary = tempfile.TemporaryDirectory(prefix="nvg-kernels-")  # removed when the process ends
+                self._directory = Path(self._temporary.name)
         return self._directory
 
     @staticmethod
@@ -208,7 +210,7 @@ class Job:
     _SIGNATURE = types.void(types.int64, types.int64, types.int64)
 
     def __init__(self, py_func: Callable[..., None]) -> None:
-        self.name = py_func.__name__
+        self.name = py_func.__name__.strip("_")
         options = {"nopython": True, "nogil": True, "error_model": "numpy"}
         signature = (self._SIGNATURE.args, self._SIGNATURE.return_type)
         self._cfunc: Any = CFunc(py_func, signature, locals={}, options=options)

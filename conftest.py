@@ -1,0 +1,21 @@
+"""`pytest --long` adds the checks that take minutes: tests marked `slow`, and more examples for every property."""
+
+import pytest
+from hypothesis import settings
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also run what takes minutes")
+
+
+def pytest_configure(config):
+    settings.register_profile("default", deadline=None)
+    settings.register_profile("long", deadline=None, max_examples=1000)
+    settings.load_profile("long" if config.getoption("--long") else "default")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; runs with --long"))

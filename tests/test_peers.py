@@ -1,0 +1,63 @@
+"""Live comparison with transformers on checkpoints that no golden value knows; runs where it is installed."""
+
+import random
+
+import numpy as np
+import pytest
+from checkpoints import write_checkpoint
+from test_model_runner import make_runner, step
+
+from nvg import LLM, SamplingParams
+from nvg.model.config import ACTIVATIONS
+
+pytestmark = pytest.mark.peers
+SEED = random.randrange(2**32)  # another one each time; it is in the test's name
+
+
+def random_options(rng):
+    head_size, n_head = rng.choice([1, 2, 8, 11, 33, 64]), rng.randint(1, 5)
+    return {
+        "seed": rng.randrange(2**31),
+        "n_layer": rng.randint(1, 4),
+        "n_head": n_head,
+        "n_embd": head_size * n_head,
+        "n_inner": rng.choice([None, 7, 100]),
+        "activation": rng.choice(ACTIVATIONS),
+        "dtype": rng.choice(["F32", "F16", "BF16"]),
+        "tie": rng.random() < 0.7,
+        "scale_attn_weights": rng.random() < 0.7,
+        "scale_attn_by_inverse_layer_idx": rng.random() < 0.3,
+        "layer_norm_epsilon": rng.choice([1e-5, 1e-12, 1e-3]),
+        "n_positions": 128,
+    }
+
+
+@pytest.fixture(scope="module")
+def torch():
+    pytest.importorskip("transformers", reason="transformers is not installed (pip install -e .[peers])")
+    return pytest.importorskip("torch", reason="torch is not installed (pip install -e .[peers])")
+
+
+@pytest.mark.parametrize("case", [f"{SEED}-{i}" for i in range(24)])
+def test_logits_and_greedy_tokens_of_random_checkpoints(case, torch, tmp_path):
+    from transformers import GPT2LMHeadModel
+
+    rng = random.Random(case)
+    directory = write_checkpoint(tmp_path, **random_options(rng))
+    model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32).eval()
+    ids = [rng.randrange(277) for _ in range(90)]
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    runner = make_runner(directory)
+    try:
+        logits = np.concatenate([step(runner, [(ids[:50], 0, [1, 0, 2])]), step(runner, [(ids[50:], 50, [1, 0, 2])])])
+    finally:
+        runner.close()
+    assert np.abs(logits - expected).max() < 1e-4
+    with LLM(str(directory)) as llm:
+        params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+        drawn = llm.generate(ids[:40], params)[0].token_ids
+    with torch.inference_mode():
+        rows = model(torch.tensor([ids[:40] + drawn])).logits[0, 39:-1].numpy()
+    best = rows.max(1)
+    assert (best - rows[np.arange(len(drawn)), drawn] < 1e-3).all(), "only near-ties may fall otherwise"

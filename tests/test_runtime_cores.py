@@ -1,0 +1,70 @@
+"""Counting cores and memory, with the system's files replaced."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from nvg.runtime import cores, cpu
+
+
+@pytest.fixture
+def system(monkeypatch):
+    """A dict path -> text that stands for the system's files."""
+    files = {}
+    monkeypatch.setattr(cores, "_read", lambda path: files.get(str(path), ""))
+    return files
+
+
+def siblings(cpu_number):
+    return f"/sys/devices/system/cpu/cpu{cpu_number}/topology/thread_siblings_list"
+
+
+def test_smt_siblings_are_one_core(system):
+    system.update({siblings(0): "0,4", siblings(4): "0,4", siblings(1): "1,5", siblings(5): "1,5"})
+    assert cores.physical_cores({0, 4, 1, 5}) == 2
+    assert cores.physical_cores({0, 1}) == 2
+    assert cores.physical_cores({0, 4}) == 1
+
+
+def test_cores_without_topology_count_each(system):
+    assert cores.physical_cores({0, 1, 2}) == 3
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", math.inf), ("150000 100000", 1.5), ("50000 100000", 0.5), ("", math.inf)]
+)
+def test_a_cgroup_quota_limits(system, quota, expected):
+    system.update({"/proc/self/cgroup": "0::/jobs/mine", "/sys/fs/cgroup/jobs/mine/cpu.max": quota})
+    assert cores.cgroup_cpus() == expected
+
+
+def test_the_parents_quota_holds_too_and_so_does_version_1(system):
+    system.update({"/proc/self/cgroup": "0::/jobs/mine", "/sys/fs/cgroup/jobs/cpu.max": "200000 100000"})
+    assert cores.cgroup_cpus() == 2
+    system["/sys/fs/cgroup/cpu/cpu.cfs_quota_us"] = "100000"
+    system["/sys/fs/cgroup/cpu/cpu.cfs_period_us"] = "100000"
+    assert cores.cgroup_cpus() == 1
+
+
+def test_default_threads_is_at_least_one(system, monkeypatch):
+    monkeypatch.setattr(cores, "allowed_cpus", lambda: {0, 1, 2, 3})
+    assert cores.default_threads() == 4
+    system.update({"/proc/self/cgroup": "0::/", "/sys/fs/cgroup/cpu.max": "50000 100000"})
+    assert cores.default_threads() == 1
+
+
+def test_memory_is_what_the_cgroup_leaves(system):
+    system["/proc/meminfo"] = "MemTotal: 100 kB\nMemAvailable:   1000 kB"
+    assert cores.available_memory() == 1_024_000
+    system.update({"/proc/self/cgroup": "0::/a", "/sys/fs/cgroup/a/memory.max": "5000"})
+    system["/sys/fs/cgroup/a/memory.current"] = "4000"
+    assert cores.available_memory() == 1000
+
+
+def test_this_machine():
+    assert 1 <= cores.default_threads() <= len(cores.allowed_cpus())
+    assert cpu.vector_floats() in (4, 8, 16)
+    if Path("/proc/cpuinfo").exists() and cpu.target()[0].startswith("x86_64"):
+        flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0]
+        assert (cpu.vector_floats() >= 8) == (" avx2" in flags)
