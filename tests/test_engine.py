@@ -228,6 +228,25 @@ def test_logprobs_are_log_softmax_before_the_chain():
     assert list(one.top) == [1, 3, 2], "most probable first, lowest id first among equals"
     assert list(one.top.values()) == pytest.approx(expected[[1, 3, 2]])
     assert _token_logprobs(row, 2, 0).top == {}
+    ties = np.zeros(500, np.float32)
+    assert list(_token_logprobs(ties, 3, 40).top) == list(range(40))
+
+
+def test_logprobs_do_not_see_what_the_chain_did():
+    table = np.tile(np.array([0.0, 1, 2, 0, 0, 0, 0]), (7, 1))
+    engine = make_engine(table)
+    request, _ = add(engine, "a", max_tokens=1, top_k=1, logprobs=1)
+    run(engine)
+    one = request.sequences[0].choice().logprobs[0]
+    assert one.logprob == pytest.approx(2 - np.log(np.exp(table[0]).sum()))
+
+
+def test_what_a_stop_string_held_back_is_shown_at_the_end():
+    engine = make_engine()
+    request, pieces = add(engine, "a", temperature=0, max_tokens=3, stop=["cdx"])
+    run(engine)
+    assert texts(request) == ["bcd"]
+    assert [piece.text for piece in pieces] == ["b", "", "cd"]
 
 
 def test_the_pool_gives_all_or_nothing():

@@ -82,12 +82,14 @@ def test_stream_gives_a_piece_a_token_and_the_text_of_generate(llm):
 
 
 def test_leaving_a_stream_frees_its_slot(llm):
-    for piece in llm.stream("The", SamplingParams(max_tokens=500, ignore_eos=True)):
-        assert piece.finish_reason is None
-        break
+    stream = llm.stream("The", SamplingParams(max_tokens=500, ignore_eos=True))
+    assert next(stream).finish_reason is None
+    sequence = stream._request.sequences[0]
+    stream.close()
     deadline = time.monotonic() + 10
     while llm._engine.has_work and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert sequence.finish_reason == "aborted"
     assert llm._engine.pool.num_free == llm._engine.pool.num_blocks
 
 
@@ -202,8 +204,25 @@ def test_components_of_ones_own():
         outputs = llm.generate(["a", "c"], SamplingParams(temperature=0, max_tokens=4))
         assert [output.text for output in outputs] == ["bcde", "defa"]
         assert llm.logits([1, 2]).tolist() == cycle(7)[[1, 2]].tolist()
+        assert llm._engine.pool.num_free == llm._engine.pool.num_blocks
         runner = llm._engine.runner
     assert runner.closed
+
+
+def test_logits_wait_for_room_in_the_pool():
+    runner = TableRunner(cycle(7))
+    llm = LLM.from_components(EngineConfig(max_num_seqs=4, kv_memory=2 * 32 * 4), runner, LetterTokenizer(7))
+    runner.hold.clear()
+    stream = llm.stream("a", SamplingParams(temperature=0, max_tokens=40))  # both blocks
+    results = []
+    thread = threading.Thread(target=lambda: results.append(llm.logits([1, 2, 3])))
+    thread.start()
+    time.sleep(0.05)
+    runner.hold.set()
+    assert len(list(stream)) == 40
+    thread.join(10)
+    assert results[0].shape == (3, 7)
+    llm.close()
 
 
 def test_a_closed_llm_says_so():

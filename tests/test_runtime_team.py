@@ -1,5 +1,6 @@
 """The thread team and its barrier, without any model."""
 
+import os
 import threading
 import time
 
@@ -99,3 +100,30 @@ def test_closing_ends_the_threads_and_twice_does_no_harm():
     team.close()
     team.close()
     assert not any(thread.is_alive() for thread in team._threads)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_threads_that_share_a_core_move_apart_and_keep_their_mask():
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("needs two cores")
+    team = Team(2)
+    worker = team._threads[0].native_id
+    words = np.zeros(MEETING_WORDS + ROUNDS + 1, np.int64)
+    try:
+        for thread in (0, worker):
+            os.sched_setaffinity(thread, {min(allowed)})
+        words[:] = 0
+        team.run(meet.address, words.ctypes.data)
+        assert team._cpus.tolist() == [min(allowed)] * 2, "there is nowhere else to go"
+    finally:
+        for thread in (0, worker):
+            os.sched_setaffinity(thread, allowed)
+    apart = 0
+    for _ in range(200):
+        words[:] = 0
+        team.run(meet.address, words.ctypes.data)
+        apart += team._cpus[0] != team._cpus[1]
+    assert apart > 150
+    assert os.sched_getaffinity(worker) == allowed
+    team.close()

@@ -83,9 +83,10 @@ class Engine:
                 f"shorten it by {len(prompt) - self.max_model_len}"
             )
         longest = self.pool.num_blocks * self.pool.block_size
-        if min(self.max_model_len, len(prompt) + request.params.max_tokens) > longest:
+        needed = min(self.max_model_len, len(prompt) + request.params.max_tokens)
+        if needed > longest:
             raise ParameterError(
-                f"the request needs {len(prompt) + request.params.max_tokens} KV entries, the pool holds {longest}: "
+                f"the request needs {needed} KV entries, the pool holds {longest}: "
                 "raise kv_memory or lower max_tokens"
             )
 

@@ -144,6 +144,7 @@ class GPT2Runner:
         num_tokens, num_seqs, num_rows = len(batch.token_ids), len(batch.context_lens), len(batch.logits_rows)
         assert num_tokens <= self.max_batched_tokens
         assert num_rows <= self.max_logits_rows
+        assert batch.context_lens.max() <= self.max_model_len
         lengths = np.diff(batch.query_offsets)
         self._sequence_of[:num_tokens] = np.repeat(np.arange(num_seqs, dtype=np.int32), lengths)
         tile_offsets = np.zeros(num_seqs + 1, np.int32)

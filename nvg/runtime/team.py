@@ -13,9 +13,10 @@ from numba.core import types
 
 from nvg.runtime.atomics import atomic_add, atomic_load, atomic_store, call_job, pause, yield_core
 from nvg.runtime.compile_cache import CompileStep, function_step, njit
+from nvg.runtime.placement import MASK_WORDS, current_cpu, move_apart
 
 # Words of a team's control block. Words that different threads write are a cache line (8 words) apart.
-SEQUENCE, DONE, JOB, CONTEXT, NUM_THREADS, PARKED = 0, 8, 16, 17, 18, 24
+SEQUENCE, DONE, JOB, CONTEXT, NUM_THREADS, PARKED = 0, 8, 16, 17, 18, 24  # PARKED: a word for each thread
 SPINS_BEFORE_PARKING = 50_000
 SPINS_BEFORE_YIELDING = 2_000
 
@@ -48,7 +49,7 @@ def barrier(meeting, num_threads):
 
 
 @njit(cached=True)
-def _work(control, thread, seen):
+def _work(control, cpus, masks, thread, seen):
     """Run jobs until none came for a while; returns the number of the last one, or -1 when the team closes."""
     while True:
         spins = 0
@@ -65,13 +66,16 @@ def _work(control, thread, seen):
         job = atomic_load(control, JOB)
         if job == 0:
             return -1
-        call_job(job, atomic_load(control, CONTEXT), thread, atomic_load(control, NUM_THREADS))
+        num_threads = atomic_load(control, NUM_THREADS)
+        move_apart(cpus, thread, num_threads, masks, 2 * MASK_WORDS * thread)
+        call_job(job, atomic_load(control, CONTEXT), thread, num_threads)
         atomic_add(control, DONE, 1)
 
 
 @njit(cached=True)
-def _publish(control, job, context, num_threads):
+def _publish(control, cpus, job, context, num_threads):
     """Give the job to the workers; True if one of them is parked and must be woken."""
+    cpus[0] = current_cpu()
     atomic_store(control, JOB, job)
     atomic_store(control, CONTEXT, context)
     atomic_store(control, NUM_THREADS, num_threads)
@@ -99,8 +103,8 @@ def compile_steps() -> list[CompileStep]:
     """What must be compiled before the first job can run."""
     words, int64 = types.Array(types.int64, 1, "C"), types.int64
     return [
-        function_step(_work, (words, int64, int64)),
-        function_step(_publish, (words, int64, int64, int64)),
+        function_step(_work, (words, words, words, int64, int64)),
+        function_step(_publish, (words, words, int64, int64, int64)),
         function_step(_run_own_part, (words, int64, int64, int64)),
     ]
 
@@ -111,6 +115,8 @@ class Team:
     def __init__(self, num_threads: int) -> None:
         self.num_threads = num_threads
         self._control = np.zeros(PARKED + num_threads, np.int64)
+        self._cpus = np.full(num_threads, -1, np.int64)  # where each thread was last seen
+        self._masks = np.zeros(2 * MASK_WORDS * num_threads, np.int64)  # each thread's room for affinity masks
         self._wake = [threading.Event() for _ in range(num_threads)]
         self._busy = threading.Lock()
         self._closed = False
@@ -123,13 +129,13 @@ class Team:
 
     def _worker(self, thread: int) -> None:
         seen = 0
-        while (seen := _work(self._control, thread, seen)) >= 0:
+        while (seen := _work(self._control, self._cpus, self._masks, thread, seen)) >= 0:
             self._wake[thread].wait()
             self._wake[thread].clear()
             self._control[PARKED + thread] = 0
 
     def _publish(self, job: int, context: int) -> None:
-        if _publish(self._control, job, context, self.num_threads):
+        if _publish(self._control, self._cpus, job, context, self.num_threads):
             for thread in range(1, self.num_threads):
                 if self._control[PARKED + thread]:
                     self._wake[thread].set()

@@ -1,0 +1,56 @@
+"""The benchmark scripts run: on the embedded model, briefly, with every optional package missing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+OPTIONAL = ("llama_cpp", "gguf", "torch", "transformers", "matplotlib")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a script that can't import the optional packages; returns (process, what it wrote as JSON)."""
+    for name in OPTIONAL:
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here', name='{name}')\n", "utf-8")
+
+    def run_script(name, *options):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, str(BENCHMARKS / name), *options]
+        process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        written = tmp_path / "result.json"
+        return process, json.loads(written.read_text("utf-8")) if written.exists() else None
+
+    return run_script
+
+
+def test_side_by_side_measures_nvg_and_names_missing_peers(run):
+    options = ("--prompt-tokens", "40", "--new-tokens", "3", "--repetitions", "2", "--json", "result.json")
+    process, result = run("side_by_side.py", "--model", "tales", *options)
+    assert process.returncode == 0, process.stderr
+    engines = result["engines"]
+    assert len(engines["nvg"]["prefill_tok_s"]) == len(engines["nvg"]["decode_tok_s"]) == 2
+    assert min(engines["nvg"]["decode_tok_s"]) > 0
+    for peer in ("llama.cpp", "llama.cpp-f32", "transformers"):
+        assert engines[peer]["problem"].startswith("missing: no ")
+        assert f"{peer} " in process.stdout
+    assert result["machine"]["load average"]
+
+
+def test_side_by_side_refuses_a_context_that_does_not_fit(run):
+    process, _ = run("side_by_side.py", "--model", "tales", "--prompt-tokens", "513")
+    assert process.returncode == 2
+    assert process.stderr == "error: 513 tokens do not fit the model's context of 512\n"
+
+
+def test_kv_cache_measures_both_ways_and_says_that_it_can_not_plot(run):
+    options = ("--length", "70", "--every", "40", "--repetitions", "1", "--json", "result.json")
+    process, result = run("kv_cache.py", *options)
+    assert process.returncode == 0, process.stderr
+    assert result["positions"] == [1, 40, 70]
+    assert len(result["cached_s"]) == len(result["recomputed_s"]) == 3
+    assert "no plot: no matplotlib here; `pip install matplotlib`" in process.stderr
