@@ -31,7 +31,8 @@ Prompt = str | Sequence[int]
 
 def report_to_stderr(line: str) -> None:
     """Where lines about compiling and loading go unless the caller says otherwise."""
-    print(f"nvg: {line}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        print(f"nvg: {line}", file=sys.stderr, flush=True)
 
 
 class LLM:

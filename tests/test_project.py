@@ -56,7 +56,9 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" if node.module == "nvg" else node.module for alias in node.names)
 
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "recipe" not in path.parts and path != PACKAGE / "__init__.py")
+MODULES = sorted(
+    path for path in PACKAGE.rglob("*.py") if "recipe" not in path.parts and path != PACKAGE / "__init__.py"
+)
 
 
 def test_every_room_is_in_the_picture():
@@ -82,7 +84,8 @@ def test_click_stays_in_the_command_line_and_njit_in_the_runtime():
         names = set(imports(path))
         assert room == "cli" or "click" not in names, path
         uses_njit = any(
-            isinstance(node, ast.Attribute) and node.attr in ("njit", "jit") for node in ast.walk(ast.parse(path.read_text()))
+            isinstance(node, ast.Attribute) and node.attr in ("njit", "jit")
+            for node in ast.walk(ast.parse(path.read_text()))
         )
         assert path.name == "compile_cache.py" or not uses_njit, path
 

@@ -31,7 +31,7 @@ def directory(tmp_path_factory):
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_programs_run(number, directory, monkeypatch, capsys):
-    attributes, text = blocks("python")[number]
+    _, text = blocks("python")[number]
     monkeypatch.chdir(directory)
     exec(compile(text, f"README.md, program {number}", "exec"), {"__name__": "readme"})
     if "print" in text:

@@ -57,7 +57,7 @@ def test_a_damaged_entry_is_compiled_again_with_one_warning(tmp_path, damage):
     entry = next((cache / "kernels").rglob("*.bin"))
     entry.write_bytes(damage)
     first, second = run(cache)
-    assert first == "cached"
+    assert first == "missing"
     assert "was damaged and is replaced" in second
     assert run(cache) == ["cached", "0 []"]
 
@@ -89,6 +89,27 @@ def test_an_open_directory_is_made_private(tmp_path):
     keyed.chmod(0o777)
     assert run(cache)[0] == "cached"
     assert stat.S_IMODE(keyed.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uses flock")
+def test_a_run_that_waits_for_another_says_so_and_then_finds_the_kernels(tmp_path, monkeypatch):
+    import fcntl
+    import threading
+    import time
+
+    monkeypatch.setattr(compile_cache._store, "_directory", tmp_path)
+    compiled, lines = [], []
+    with open(tmp_path / "lock", "a+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        step = CompileStep("thing", lambda: bool(compiled), lambda: None)
+        thread = threading.Thread(target=prepare, args=([step], lines.append))
+        thread.start()
+        while len(lines) < 2:
+            time.sleep(0.01)
+        assert "waiting" in lines[1]
+        compiled.append(1)
+    thread.join(10)
+    assert lines[2].startswith("kernels ready"), "and it compiled nothing"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="uses flock")

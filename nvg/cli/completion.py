@@ -6,10 +6,10 @@ import click
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="bash|zsh|fish")
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the completion script of SHELL, to be evaluated by it.
+    """Print a shell's completion script, to be evaluated by that shell.
 
     \b
     bash:  echo 'eval "$(nvg completion bash)"' >> ~/.bashrc

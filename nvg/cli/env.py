@@ -25,7 +25,10 @@ def env(output_format: str) -> None:
     triple, name, features = cpu.target()
     wanted = ("avx2", "fma", "f16c", "avx512f", "avx512vnni", "avxvnni", "avx512bf16", "amx-tile", "neon", "dotprod")
     steps = compile_steps()
-    plugins = sorted({entry.origin for kind in _kinds(registry()) for entry in kind.entries()})
+    names = registry()
+    plugins = sorted(
+        {entry.origin for kind in (names.samplers, names.tokenizers, names.models) for entry in kind.entries()}
+    )
     facts = {
         "nvg": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -45,7 +48,3 @@ def env(output_format: str) -> None:
         click.echo(json.dumps(facts))
     else:
         print_table(list(facts.items()))
-
-
-def _kinds(names):  # type: ignore[no-untyped-def]
-    return names.samplers, names.tokenizers, names.models

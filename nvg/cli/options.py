@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -13,7 +15,48 @@ from nvg.errors import ParameterError
 from nvg.params import EngineConfig
 
 
-def _complete_samplers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+class _Text(click.ParamType):  # type: ignore[type-arg]
+    """Text from the command line, where bytes that are not UTF-8 arrive as surrogates."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            value.encode()
+            return value
+        except UnicodeEncodeError:
+            pass
+        try:  # in a locale that is not UTF-8, text that is
+            return os.fsencode(value).decode()
+        except UnicodeDecodeError as error:
+            self.fail(f"{bad_byte(error)}; pipe it in through iconv -t UTF-8", param, ctx)
+        except UnicodeEncodeError:
+            return value  # no bytes of the command line: the tokenizer names the surrogate
+
+
+TEXT = _Text()
+
+
+def bad_byte(error: UnicodeDecodeError) -> str:
+    """What is wrong with bytes that should be UTF-8."""
+    return f"not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
+
+
+@contextlib.contextmanager
+def flags_in_errors() -> Iterator[None]:
+    """In a ParameterError, call the running command's parameters by their flags: --top-k for top_k."""
+    try:
+        yield
+    except ParameterError as error:
+        params = click.get_current_context().command.params
+        flags = {param.name: max(param.opts, key=len) for param in params if isinstance(param, click.Option)}
+        words = str(error).split(" ")
+        # A word like "temperature" is also a sampler's name; the first of a message is the parameter.
+        words = [flags.get(word, word) if i == 0 or "_" in word else word for i, word in enumerate(words)]
+        raise type(error)(" ".join(words)) from error
+
+
+def complete_samplers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from nvg.plugins import registry
 
     return [name for name in registry().samplers.names() if name.startswith(incomplete)]
@@ -31,7 +74,7 @@ def _complete_models(ctx: click.Context, param: click.Parameter, incomplete: str
     from nvg.hub import BUILT_IN
 
     names = [CompletionItem(name, help=text) for name, text in BUILT_IN.items() if name.startswith(incomplete)]
-    return [*names, CompletionItem(incomplete, type="dir")]
+    return [CompletionItem(incomplete, type="dir"), *names]  # bash forgets what comes before a directory
 
 
 model = click.option(
@@ -53,8 +96,9 @@ samplers = click.option(
     "samplers",
     metavar="NAME",
     multiple=True,
-    shell_complete=_complete_samplers,
-    help="A stage of the sampling chain, instead of the default chain; repeatable, in order. Also FILE.py:NAME.",
+    shell_complete=complete_samplers,
+    help="A stage of the sampling chain (nvg samplers lists them), instead of the default chain; repeatable, in order. "
+    "Also FILE.py:NAME.",
 )
 
 
@@ -73,6 +117,4 @@ def piped_stdin() -> str | None:
     try:
         return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        raise ParameterError(
-            f"stdin is not UTF-8: byte {data[error.start]:#04x} at {error.start}; convert it first (iconv -t UTF-8)"
-        ) from None
+        raise ParameterError(f"stdin is {bad_byte(error)}; convert it first (iconv -t UTF-8)") from None

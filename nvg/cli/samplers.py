@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+
 import click
 
-from nvg.cli import say
+from nvg.cli import options, say
 from nvg.cli.table import first_sentence, print_table
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=options.complete_samplers)
 def samplers(name: str | None) -> None:
     """List the samplers with their options and where each comes from; or show NAME (or FILE.py:NAME) in full."""
-    from nvg.errors import PluginError
-    from nvg.plugins import registry, sampler_entry
-    from nvg.sampling.options import REQUIRED, options_of
+    if name is None:
+        _list()
+    else:
+        _show(name)
 
-    if name is not None:
-        entry = sampler_entry(name)
-        spec_class = entry.load()
-        click.echo(f"{entry.name}  ({entry.origin}, {entry.location})\n")
-        click.echo((spec_class.__doc__ or "").strip().split("\n\n")[0])
-        listed = options_of(spec_class)
-        if listed:
-            click.echo("\nOptions (-o NAME=VALUE):")
-            rows = [
-                (o.name, o.type_name, "required" if o.default is REQUIRED else f"default {o.default}", o.help)
-                for o in listed
-            ]
-            print_table(rows, indent=2)
-        return
+
+def _list() -> None:
+    from nvg.errors import PluginError
+    from nvg.plugins import registry
+    from nvg.sampling.options import REQUIRED, options_of, summary
+
     rows = []
     for entry in registry().samplers.entries():
         try:
@@ -37,9 +32,28 @@ def samplers(name: str | None) -> None:
             shown = ", ".join(
                 o.name if o.default is REQUIRED else f"{o.name}={o.default}" for o in options_of(spec_class)
             )
-            rows.append((entry.name, shown, first_sentence(spec_class.__doc__), entry.origin))
+            rows.append((entry.name, shown, first_sentence(summary(spec_class)), entry.origin))
         except PluginError as error:
             say(f"warning: {error}")
-    print_table([("NAME", "OPTIONS", "WHAT IT DOES", "FROM"), *rows])
+    print_table([("NAME", "OPTIONS", "WHAT IT DOES", "FROM"), *rows], prose=2)
     for line in registry().warnings():
         say(f"warning: {line}")
+
+
+def _show(name: str) -> None:
+    from nvg.plugins import sampler_entry
+    from nvg.sampling.options import REQUIRED, options_of, summary
+
+    entry = sampler_entry(name)
+    spec_class = entry.load()
+    listed = options_of(spec_class)
+    click.echo(f"{entry.name}  ({entry.origin}, {entry.location})")
+    if summary(spec_class):
+        click.echo(f"\n{inspect.cleandoc(spec_class.__doc__).partition(chr(10) * 2)[0]}")
+    if listed:
+        click.echo("\nOptions (-o NAME=VALUE):")
+        rows = [
+            (o.name, o.type_name, "required" if o.default is REQUIRED else f"default {o.default}", o.help)
+            for o in listed
+        ]
+        print_table(rows, indent=2, prose=3)

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 
 import click
 
+_MIN_PROSE = 20
+# A full stop ends a sentence before a capital or at the end, but not in "Holtzman et al. 2019" or "0 .. 255".
+_SENTENCE_END = re.compile(r"(?<!\bet al)(?<!\be\.g)(?<!\bi\.e)(?<![ .])\.(?:\s+(?=[A-Z`'\"(])|$)")
 
-def print_table(rows: Sequence[Sequence[str]], indent: int = 0) -> None:
-    """Rows of equally many cells, in columns two spaces apart."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+
+def print_table(rows: Sequence[Sequence[str]], indent: int = 0, prose: int | None = None) -> None:
+    """Rows of equally many cells, in columns two spaces apart.
+
+    `prose` is the column that is wrapped where stdout is a terminal too narrow for it.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if prose is not None and sys.stdout.isatty():
+        others = indent + sum(widths) - widths[prose] + 2 * (len(widths) - 1)
+        widths[prose] = min(widths[prose], max(_MIN_PROSE, shutil.get_terminal_size().columns - others))
     for row in rows:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo(" " * indent + line.rstrip())
+        lines = [
+            textwrap.wrap(cell, width) if len(cell) > width else [cell] for cell, width in zip(row, widths, strict=True)
+        ]
+        for number in range(max(map(len, lines))):
+            cells = (line[number] if number < len(line) else "" for line in lines)
+            text = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            click.echo(f"{' ' * indent}{text}".rstrip())
 
 
-def first_sentence(docstring: str | None) -> str:
-    """A docstring's first sentence, on one line."""
-    text = " ".join((docstring or "").strip().split("\n\n")[0].split())
-    return text.split(". ")[0].rstrip(".")
+def first_sentence(text: str) -> str:
+    """The first sentence of a paragraph, without its full stop, on one line."""
+    return _SENTENCE_END.split(" ".join(text.split()), maxsplit=1)[0]

@@ -11,10 +11,12 @@ from nvg.errors import ParameterError
 
 
 @click.command()
-@click.argument("text", required=False)
+@click.argument("text", required=False, type=options.TEXT)
 @options.model
 @options.tokenizer
-@click.option("--allow-special", is_flag=True, help="Take special tokens in TEXT, such as <|endoftext|>, as such.")
+@click.option(
+    "--allow-special", is_flag=True, help="Take <|endoftext|> and its like in TEXT as the tokens that they name."
+)
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def tokenize(text: str | None, model: str, tokenizer: str | None, allow_special: bool, output_format: str) -> None:
     """Show how TEXT (or stdin) splits into a model's tokens: a line for each, its id and its bytes."""

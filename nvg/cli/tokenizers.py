@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import click
 
 from nvg.cli import say
@@ -17,9 +19,10 @@ def tokenizers() -> None:
     rows = []
     for entry in registry().tokenizers.entries():
         try:
-            rows.append((entry.name, first_sentence(entry.load().__doc__), entry.origin))
+            paragraph = (inspect.getdoc(entry.load()) or "").partition("\n\n")[0]
+            rows.append((entry.name, first_sentence(paragraph), entry.origin))
         except PluginError as error:
             say(f"warning: {error}")
-    print_table([("NAME", "WHAT IT IS", "FROM"), *rows])
+    print_table([("NAME", "WHAT IT IS", "FROM"), *rows], prose=1)
     for line in registry().warnings():
         say(f"warning: {line}")

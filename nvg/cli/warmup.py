@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from nvg.cli import say
+from nvg.cli.interrupt import interruptible
 
 
 @click.command()
 def warmup() -> None:
     """Compile all kernels for this machine now, so that no later run has to."""
+    click.echo(interruptible(_compile))
+
+
+def _compile() -> Path:
+    """Compile what is missing; the directory where it is kept."""
     from nvg.model.runner import compile_steps
     from nvg.runtime.compile_cache import cache_directory, prepare
 
-    lines: list[str] = []
-
-    def report(line: str) -> None:
-        lines.append(line)
-        say(line)
-
-    prepare(compile_steps(), report)
-    if not lines:
+    if all(step.is_cached() for step in compile_steps()):
         say("all kernels are compiled already")
-    click.echo(cache_directory())
+    prepare(compile_steps(), say)
+    return cache_directory()

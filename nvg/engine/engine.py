@@ -86,8 +86,7 @@ class Engine:
         needed = min(self.max_model_len, len(prompt) + request.params.max_tokens)
         if needed > longest:
             raise ParameterError(
-                f"the request needs {needed} KV entries, the pool holds {longest}: "
-                "raise kv_memory or lower max_tokens"
+                f"the request needs {needed} KV entries, the pool holds {longest}: raise kv_memory or lower max_tokens"
             )
 
     def add(self, request: Request) -> None:

@@ -36,6 +36,7 @@ from numba.core.serialize import dumps
 from nvg._version import __version__
 
 Report = Callable[[str], None]
+_WAITING = "another process is compiling them; waiting for it ..."
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -69,10 +70,10 @@ class _Store:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._warned = False
 
-    def warn(self, problem: str) -> None:
+    def warn(self, problem: str, cost: str = "kernels are compiled again on each run") -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(f"nvg: {problem}; kernels are compiled again on each run", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"nvg: {problem}; {cost}", RuntimeWarning, stacklevel=2)
 
     @property
     def directory(self) -> Path:
@@ -101,7 +102,7 @@ class _Store:
             raise PermissionError(f"{directory} is not writable")
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, report: Report) -> Iterator[None]:
         """Hold the directory's lock, so that of several first runs one compiles and the others wait for it."""
         try:
             handle = open(self.directory / "lock", "a+b")  # noqa: SIM115
@@ -116,14 +117,18 @@ class _Store:
                 handle.seek(0)
                 while True:
                     try:
-                        msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)
+                        msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)  # gives up after ten seconds
                         break
                     except OSError:
-                        time.sleep(0.1)
+                        report(_WAITING)
             else:
                 import fcntl
 
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    report(_WAITING)
+                    fcntl.flock(handle, fcntl.LOCK_EX)
             yield  # closing the file, or dying, gives the lock back
 
 
@@ -156,11 +161,11 @@ class _FileCache(_Cache):  # type: ignore[misc]
         return _store.directory / f"{re.sub('[^A-Za-z0-9_.]', '_', self._name)}.{key}.bin"
 
     def holds(self, sig: Any, target_context: Any) -> bool:
-        """Whether there is a file for this signature on this CPU."""
-        return self._path(sig, target_context.codegen()).exists()
+        """Whether there is a sound file for this signature on this CPU."""
+        return self._payload(sig, target_context) is not None
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        target_context.refresh()
+    def _payload(self, sig: Any, target_context: Any) -> bytes | None:
+        """The pickled machine code; None if there is none, or none that can be trusted."""
         path = self._path(sig, target_context.codegen())
         try:
             data = path.read_bytes()
@@ -170,9 +175,14 @@ class _FileCache(_Cache):  # type: ignore[misc]
             _store.warn(f"the compile cache can't be read ({error})")
             return None
         if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
-            _store.warn(f"{path} was damaged and is replaced")
+            _store.warn(f"{path} was damaged and is replaced", "compiling it again can take half a minute")
             return None
-        return CompileResult._rebuild(target_context, *pickle.loads(data[_DIGEST_BYTES:]))
+        return data[_DIGEST_BYTES:]
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        payload = self._payload(sig, target_context)
+        return None if payload is None else CompileResult._rebuild(target_context, *pickle.loads(payload))
 
     def save_overload(self, sig: Any, data: Any) -> None:
         path = self._path(sig, data.codegen)
@@ -264,8 +274,8 @@ def prepare(steps: Sequence[CompileStep], report: Report | None = None) -> None:
     if not all(step.is_cached() for step in steps):
         report = report or (lambda line: None)
         start = time.perf_counter()
-        report("compiling kernels for this machine, once ...")
-        with _store.lock():
+        report("compiling kernels for this machine, once (about 20 s) ...")
+        with _store.lock(report):
             missing = [step for step in steps if not step.is_cached()]
             for number, step in enumerate(missing, 1):
                 report(f"compiling {step.name} ({number} of {len(missing)}) ...")

@@ -143,7 +143,8 @@ def _find(sampler: str, options: Iterable[Option], name: str) -> Option:
 
 
 def _bad_value(sampler: str, option: Option, value: Any) -> str:
-    return f"sampler {sampler!r}: {option.name} is {value!r}; it must be {option.type_name}"
+    allowed = f"{option.type_name}, {option.help}" if option.help else option.type_name
+    return f"sampler {sampler!r}: {option.name} is {value!r}; it must be {allowed}"
 
 
 def _annotations(spec_class: type) -> dict[str, Any]:

@@ -1,0 +1,237 @@
+"""The other commands: help, lists, tokenize, env, warmup, completion, and commands that plugins add."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import click
+import pytest
+from cli_runner import run_cli
+
+import nvg.plugins
+from nvg import cli
+
+LIGHT = """
+import sys
+from nvg.cli import run
+assert run(sys.argv[1:]) == 0
+loaded = {name.partition(".")[0] for name in sys.modules}
+heavy = loaded & {"numba", "llvmlite", "numpy", "safetensors", "regex", "tqdm", "pluggy", "a_command"}
+print(sorted(heavy | (sys.modules.keys() & {"importlib.metadata"})))
+"""
+COMMANDS = ["generate", "tokenize", "samplers", "tokenizers", "plugins", "warmup", "env", "completion"]
+
+
+def last_line(arguments, environment):
+    command = [sys.executable, "-c", LIGHT, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.skipif(cli._may_have_plugin_commands(), reason="an installed plugin adds commands")
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"]], ids=str)
+def test_help_imports_next_to_nothing(arguments):
+    assert last_line(arguments, None) == "[]"
+
+
+def test_help_imports_no_plugin(install_distribution, monkeypatch):
+    site = install_distribution("a-command", "nvg.commands", {"extra": "nosuch"}, "")
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
+    monkeypatch.delenv("NVG_LOAD_PLUGINS", raising=False)
+    assert last_line(["--help"], None) == "['importlib.metadata', 'pluggy']"
+
+
+def test_help_lists_every_command():
+    done = run_cli("--help")
+    assert (done.code, done.stderr) == (0, "")
+    for name, text in cli.COMMANDS.items():
+        assert f"  {name} " in done.stdout
+        assert text in done.stdout
+    assert run_cli() == done == run_cli("-h")
+    assert list(cli.COMMANDS)[: len(COMMANDS)] == COMMANDS
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_that_fits_a_terminal(name):
+    done = run_cli(name, "--help")
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Usage: nvg {name} ")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_every_option_of_generate_is_explained():
+    command = cli.cli.get_command(click.Context(cli.cli), "generate")
+    for param in command.params:
+        assert isinstance(param, click.Argument) or param.help, param.name
+    text = " ".join(run_cli("generate", "--help").stdout.split())
+    for shown in ("[default: tales]", "[default: 64]", "[default: 1]", "[default: drawn]", "0 to 2^64 - 1"):
+        assert shown in text
+
+
+def test_version():
+    assert run_cli("--version") == (0, f"nvg {nvg.__version__}\n", "")
+
+
+def test_samplers():
+    lines = run_cli("samplers").stdout.splitlines()
+    assert lines[0].split() == ["NAME", "OPTIONS", "WHAT", "IT", "DOES", "FROM"]
+    (topp,) = (line for line in lines if line.startswith("topp "))
+    assert topp.split()[1] == "p=0.9"
+    assert "Holtzman et al. 2019, arXiv:1904.09751" in topp
+    assert topp.endswith("  nvg (built in)")
+    (temperature,) = (line for line in lines if line.startswith("temperature "))
+    assert temperature.split()[1] == "t=1.0"
+
+
+def test_one_sampler():
+    done = run_cli("samplers", "topp")
+    assert done.code == 0
+    assert done.stdout.startswith("topp  (nvg (built in), nvg.sampling.topp:TopP)\n\nNucleus sampling")
+    assert done.stdout.splitlines()[-2:] == [
+        "Options (-o NAME=VALUE):",
+        "  p  float  default 0.9  above 0 and at most 1; 1 means all",
+    ]
+
+
+def test_a_sampler_in_a_file_without_docstring(tmp_path):
+    source = "from dataclasses import dataclass\n@dataclass\nclass Own:\n  k: int\n  def apply(self, *_): ...\n"
+    (tmp_path / "own.py").write_text(source)
+    done = run_cli("samplers", f"{tmp_path}/own.py:Own")
+    assert done.code == 0
+    assert done.stdout.startswith(f"Own  ({tmp_path}/own.py, ")
+    assert done.stdout.endswith("\n\nOptions (-o NAME=VALUE):\n  k  int  required\n")
+
+
+def test_tokenizers():
+    lines = run_cli("tokenizers").stdout.splitlines()
+    assert lines[0].split() == ["NAME", "WHAT", "IT", "IS", "FROM"]
+    assert [line.split()[0] for line in lines[1:]] == ["bytes", "gpt2"]
+    assert lines[1].startswith("bytes  Ids 0 .. 255 are the bytes of UTF-8; id 256 is `<|endoftext|>`  nvg")
+
+
+def test_plugins():
+    done = run_cli("plugins")
+    assert (done.code, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["FROM", "KIND", "NAME", "WHERE"]
+    assert "nvg (built in)  sampler    topp         nvg.sampling.topp:TopP" in lines
+
+
+def test_a_broken_plugin_breaks_nothing_and_is_named(install_distribution, monkeypatch):
+    install_distribution("nvg-broken", "nvg", {"broken": "hooks"}, "import nosuch_module")
+    monkeypatch.delenv("NVG_LOAD_PLUGINS", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(nvg.plugins, "_registry", None)
+        for command in ("plugins", "samplers", "tokenizers"):
+            done = run_cli(command)
+            assert done.code == 0
+            assert "nvg: warning: plugin 'broken' of nvg-broken 1.5 is not loaded: ModuleNotFoundError" in done.stderr
+
+
+def test_tokenize(tiny_checkpoint):
+    done = run_cli("tokenize", "the é<|endoftext|>", "-m", tiny_checkpoint)
+    assert done.code == 0
+    rows = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert rows[:4] == [["116", "'t'"], ["256", "'he'"], ["32", "' '"], ["195", "b'\\xc3'"]]
+    assert done.stderr == f"{len(rows)} tokens, 18 characters\n"
+    special = run_cli("tokenize", "the<|endoftext|>", "-m", tiny_checkpoint, "--allow-special").stdout
+    assert special.splitlines()[-1].split() == ["276", "'<|endoftext|>'"]
+
+
+def test_tokenize_stdin_as_json(tiny_checkpoint):
+    done = run_cli("tokenize", "-m", tiny_checkpoint, "--format", "json", stdin=b"the\n")
+    assert json.loads(done.stdout) == {"model": str(tiny_checkpoint), "token_ids": [116, 256], "tokens": ["t", "he"]}
+    assert json.loads(run_cli("tokenize", "", "--format", "json").stdout)["token_ids"] == []
+    assert run_cli("tokenize", "é", "--tokenizer", "bytes", encoding="ascii").code == 0
+
+
+def test_env_and_warmup(compiled_kernels):
+    facts = json.loads(run_cli("env", "--format", "json").stdout)
+    assert facts["nvg"] == nvg.__version__
+    assert facts["compiled"].startswith("5 of 5 kernels")
+    assert "numba" in facts
+    text = run_cli("env").stdout
+    assert all(line.startswith(name) for name, line in zip(facts, text.splitlines(), strict=True))
+    done = run_cli("warmup")
+    assert done == (0, facts["compile cache"] + "\n", "nvg: all kernels are compiled already\n")
+
+
+EXTRA = """
+import click
+
+@click.command()
+@click.argument("word")
+def command(word):
+    click.echo(word)
+    return 5
+
+no_command = 3
+"""
+
+
+def test_commands_of_plugins(install_distribution, monkeypatch):
+    points = {"extra": "command", "odd": "no_command", "gone": "nosuch", "env": "command"}
+    install_distribution("Nvg-Extra", "nvg.commands", points, EXTRA)
+    monkeypatch.delenv("NVG_LOAD_PLUGINS", raising=False)
+    listing = run_cli("--help").stdout
+    assert "  extra       (from Nvg-Extra)\n" in listing
+    assert listing.count("  env ") == 1, "a built-in command is never replaced"
+    assert "Nvg-Extra 1.5   command    extra        nvg_extra:command" in run_cli("plugins").stdout
+    assert run_cli("extra", "hello") == (0, "hello\n", "")
+    assert run_cli("env", "--help").stdout.startswith("Usage: nvg env [OPTIONS]\n")
+    assert run_cli("odd").error == "the command 'odd' of Nvg-Extra is no click command but 3"
+    assert run_cli("gone").error.startswith("the command 'gone' of Nvg-Extra could not be loaded: AttributeError")
+    assert run_cli("extr").error == "no command 'extr'; did you mean 'extra'? (see nvg --help)"
+    monkeypatch.setenv("NVG_LOAD_PLUGINS", "")
+    assert "extra" not in run_cli("--help").stdout
+
+
+def complete(monkeypatch, words, current, shell="zsh"):
+    with monkeypatch.context() as patch:
+        patch.setenv("_NVG_COMPLETE", f"{shell}_complete")
+        patch.setenv("COMP_WORDS", words)
+        patch.setenv("COMP_CWORD", str(current))
+        return run_cli().stdout
+
+
+def test_completion_of_names_and_options(monkeypatch):
+    assert complete(monkeypatch, "nvg generate --sampler to", 3).split() == ["plain", "topk", "_", "plain", "topp", "_"]
+    assert complete(monkeypatch, "nvg generate --tokenizer ", 3).split() == [
+        "plain",
+        "bytes",
+        "_",
+        "plain",
+        "gpt2",
+        "_",
+    ]
+    assert complete(monkeypatch, "nvg samplers gr", 2).split() == ["plain", "greedy", "_"]
+    assert complete(monkeypatch, "nvg generate -m ta", 3).startswith("dir\nta\n_\nplain\ntales\n")
+    assert [line.split("\t")[0] for line in complete(monkeypatch, "nvg generate", "--top-", "fish").splitlines()] == [
+        "plain,--top-k",
+        "plain,--top-p",
+    ]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell, monkeypatch):
+    if shell == "bash" and not shutil.which("bash"):
+        pytest.skip("click asks bash for its version")
+    script = run_cli("completion", shell).stdout
+    assert f"_NVG_COMPLETE={shell}_complete" in script
+    assert run_cli("completion").error.startswith("Missing argument 'bash|zsh|fish'. Choose from: bash, zsh, fish")
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
+def test_completion_in_bash(tmp_path, monkeypatch):
+    (tmp_path / "nvg").write_text(f'#!/bin/sh\nexec {sys.executable} -m nvg "$@"\n')
+    (tmp_path / "nvg").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    program = """
+        eval "$(nvg completion bash)"
+        COMP_WORDS=(nvg generate --sampler te); COMP_CWORD=3
+        _nvg_completion nvg
+        echo "${COMPREPLY[*]}"
+    """
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "temperature\n"

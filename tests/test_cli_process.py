@@ -1,0 +1,115 @@
+"""What only a process of its own can show: pipes that close, signals, exit codes, the compile cache."""
+
+import _thread
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from cli_runner import finish, run_cli, start_cli
+
+from nvg.cli.interrupt import interruptible, is_working
+
+pytestmark = pytest.mark.usefixtures("compiled_kernels")
+LONG = ("generate", "The king", "--max-tokens", 450, "--temperature", 0)
+
+
+def test_json_end_to_end():
+    done = finish(start_cli("generate", "The king", "--max-tokens", 3, "--seed", 1, "--format", "json"))
+    assert (done.code, done.stderr) == (0, "")
+    assert len(json.loads(done.stdout)["choices"][0]["token_ids"]) == 3
+
+
+def test_a_reader_that_has_enough():
+    process = start_cli(*LONG)
+    assert os.read(process.stdout.fileno(), 10)
+    process.stdout.close()
+    process.stdout = None
+    done = finish(process)
+    assert (done.code, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+class TestCtrlC:
+    def interrupt(self, process):
+        start = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        done = finish(process, timeout=30)
+        return done, time.perf_counter() - start
+
+    def test_while_it_generates(self):
+        process = start_cli(*LONG, "-n", 40)
+        begun = os.read(process.stdout.fileno(), 4).decode()
+        done, seconds = self.interrupt(process)
+        assert done.code == 130
+        assert done.stderr.startswith("nvg: choice 1 of 40:\n")
+        assert done.stderr.endswith("nvg: interrupted\n")
+        assert len(begun + done.stdout) > 40
+        assert done.stdout.endswith("\n")
+        assert seconds < 5, "far below what the rest would have taken"
+
+    def test_while_it_compiles(self, tmp_path):
+        process = start_cli(*LONG, env={"NVG_CACHE_DIR": str(tmp_path)})
+        assert process.stderr.readline() == b"nvg: compiling kernels for this machine, once (about 20 s) ...\n"
+        done, seconds = self.interrupt(process)
+        assert done[:2] == (130, "")
+        assert done.stderr.endswith("nvg: interrupted\n")
+        assert seconds < 5
+
+    def test_while_it_waits_for_a_prompt(self):
+        reader, writer = os.pipe()
+        process = start_cli("tokenize", stdin=reader)
+        os.close(reader)
+        for _ in range(2):  # the pipe is empty again when it has been read
+            os.write(writer, b"x")
+            time.sleep(0.5)
+        done, _ = self.interrupt(process)
+        os.close(writer)
+        assert done == (130, "", "nvg: interrupted\n")
+
+
+def test_a_damaged_cache_is_one_warning_and_the_right_text(tmp_path):
+    from nvg.runtime.compile_cache import cache_directory
+
+    kept = tmp_path / "kernels" / cache_directory().name
+    shutil.copytree(cache_directory(), kept)
+    for damaged in kept.glob("*publish*.bin"):  # more than one where CPUs share the directory
+        good = damaged.read_bytes()
+        damaged.write_bytes(good[:100] + b"garbage" + good[107:])
+    arguments = ("generate", "The king", "--max-tokens", 5, "--temperature", 0)
+    done = finish(start_cli(*arguments, env={"NVG_CACHE_DIR": str(tmp_path)}))
+    assert done.code == 0
+    warning, *progress = done.stderr.splitlines()
+    assert warning.startswith(f"nvg: warning: {kept}")
+    assert progress[1] == "nvg: compiling publish (1 of 1) ..."
+    assert len(progress) == 3
+    again = finish(start_cli(*arguments, env={"NVG_CACHE_DIR": str(tmp_path)}))
+    assert again == run_cli(*arguments) == (0, done.stdout, "")
+
+
+def test_a_cache_that_cannot_be_made_is_one_warning(tmp_path):
+    (tmp_path / "file").touch()
+    done = finish(start_cli("env", env={"NVG_CACHE_DIR": str(tmp_path / "file")}))
+    assert done.code == 0
+    assert done.stderr.startswith("nvg: warning: the compile cache can't be used")
+    assert "NVG_CACHE_DIR names another place" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_does_not_wait_for_what_cannot_be_interrupted():
+    ended = threading.Event()
+    threading.Timer(0.1, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(lambda: ended.wait(20))
+    assert is_working()
+    ended.set()
+
+
+def test_interruptible_returns_and_raises():
+    assert interruptible(lambda: 3) == 3
+    with pytest.raises(SystemExit):
+        interruptible(sys.exit)
