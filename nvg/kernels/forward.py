@@ -52,7 +52,17 @@ def _context_at(typingctx, address):
 
 
 @njit
-def _run(c, thread, num_threads):
+def _own_scratch(c, thread, head_size):
+    """This thread's rows of attention scores and of weighted sums."""
+    from_score, from_sum = QUERY_ROWS * c.ld_scores, QUERY_ROWS * round32(head_size)
+    scores = carray(float32_at(c.scores + 4 * thread * from_score), from_score)
+    sums = carray(float32_at(c.sums + 4 * thread * from_sum), from_sum)
+    return scores, sums
+
+
+def _forward(context, thread, num_threads):
+    """Job: one step as `context` (the address of a CONTEXT record) describes it."""
+    c = carray(_context_at(context), 1)[0]
     n_embd, n_inner, num_tokens = c.n_embd, c.n_inner, c.num_tokens
     shape = (c.n_layer, c.n_head, n_embd // c.n_head, c.block_size)
     ldx, ldq, ldh = c.ld_embd, c.ld_qkv, c.ld_inner
@@ -140,21 +150,6 @@ def _run(c, thread, num_threads):
             y, ldx, c.num_rows, weights[c.head :], n_embd,
             logits, c.padded_vocab_size, head_panels[0], head_panels[1],
         )  # fmt: skip
-
-
-@njit
-def _own_scratch(c, thread, head_size):
-    """This thread's rows of attention scores and of weighted sums."""
-    from_score, from_sum = QUERY_ROWS * c.ld_scores, QUERY_ROWS * round32(head_size)
-    scores = carray(float32_at(c.scores + 4 * thread * from_score), from_score)
-    sums = carray(float32_at(c.sums + 4 * thread * from_sum), from_sum)
-    return scores, sums
-
-
-def _forward(context, thread, num_threads):
-    """Job: one step as `context` (the address of a CONTEXT record) describes it."""
-    record = carray(_context_at(context), 1)[0]
-    _run(record, thread, num_threads)
 
 
 forward = Job(_forward)
