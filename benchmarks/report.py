@@ -44,12 +44,15 @@ def facts() -> dict[str, Any]:
     env = subprocess.run(
         [sys.executable, "-m", "nvg", "env", "--format", "json"], check=True, capture_output=True, text=True
     )
+    machine = json.loads(env.stdout)
+    machine["python"] = machine["python"].split(" ")[0]  # results are published: no paths of the machine
+    del machine["compile cache"]
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "processor": _processor(),
         "load average": [round(load, 2) for load in os.getloadavg()],
-        **json.loads(env.stdout),
+        **machine,
     }
 
 
