@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import reference
-from checkpoints import TALES, write_checkpoint
+from checkpoints import TALES, golden, golden_directory, write_checkpoint
 from fakes import LetterTokenizer, TableRunner, cycle
 
 import nvg
@@ -32,6 +32,19 @@ def test_greedy_text_is_that_of_the_reference(llm):
     assert output.token_ids == list(reference.greedy(model, output.prompt_token_ids, 12))
     assert output.text == llm.tokenizer.decode(output.token_ids)
     assert (output.finish_reason, output.prompt) == ("length", "Once upon a time")
+
+
+@pytest.mark.parametrize("name", ["tales", "long"])
+def test_200_greedy_tokens_are_those_of_transformers(name, tmp_path):
+    case = golden(name)
+    with LLM(str(golden_directory(case, tmp_path))) as llm:
+        params = SamplingParams(temperature=0, max_tokens=len(case.greedy), ignore_eos=True)
+        drawn = llm.generate(case.greedy_prompt, params)[0].token_ids
+    assert len(drawn) == 200
+    close = np.flatnonzero(case.greedy_gap <= 1e-3)  # there either of the two may come first, and all after it differ
+    certain = close[0] if len(close) else 200
+    assert drawn[:certain] == case.greedy[:certain].tolist()
+    assert certain > 100
 
 
 def test_outputs_are_in_the_order_of_the_prompts(llm):
