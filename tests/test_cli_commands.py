@@ -196,7 +196,7 @@ def complete(monkeypatch, words, current, shell="zsh"):
 
 
 def test_completion_of_names_and_options(monkeypatch):
-    assert complete(monkeypatch, "nvg generate --sampler to", 3).split() == ["plain", "topk", "_", "plain", "topp", "_"]
+    assert complete(monkeypatch, "nvg generate --sampler te", 3).split() == ["plain", "temperature", "_"]
     assert complete(monkeypatch, "nvg generate --tokenizer ", 3).split() == [
         "plain",
         "bytes",
