@@ -338,6 +338,26 @@ def test_after_a_fork_the_child_is_told_to_make_its_own():
     assert "created before a fork" in done.stdout, done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_sampler_that_forks_leaves_no_process_behind():
+    done = python(
+        """
+        import os, nvg, warnings
+        warnings.simplefilter("ignore")  # Python's own warning about threads
+
+        class Forks:
+            def apply(self, logits, token_ids, state):
+                if state.step == 1 and (child := os.fork()):
+                    print(os.waitpid(child, 0)[0] == child, flush=True)
+
+        with nvg.LLM() as llm:
+            params = nvg.SamplingParams(sampler=[Forks(), "greedy"], max_tokens=3)
+            print(len(llm.generate("The", params)[0].token_ids), flush=True)
+        """
+    )
+    assert done.stdout == "True\n3\n", done.stderr
+
+
 def test_the_public_surface_is_sorted_and_complete():
     assert sorted(nvg.__all__) == sorted(set(nvg.__all__))
     for name in nvg.__all__:

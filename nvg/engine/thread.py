@@ -5,6 +5,7 @@ Callers wait on queues, so Ctrl-C reaches a waiting main thread while a step run
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -27,6 +28,7 @@ class EngineThread:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._process = os.getpid()
         self._fault: str | None = None
 
     def submit(self, request: Request) -> None:
@@ -86,7 +88,7 @@ class EngineThread:
                 self._thread.start()
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._closed and os.getpid() == self._process:  # a fork made by a sampler has no team of threads
             if not self._engine.has_work:
                 self._commands.get()()
             for _ in range(self._commands.qsize()):  # not those that these commands add
