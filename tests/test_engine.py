@@ -179,6 +179,35 @@ def test_a_faulty_sampler_ends_its_request_alone():
     assert engine.pool.num_free == engine.pool.num_blocks
 
 
+class Exits:
+    def apply(self, logits, token_ids, state):
+        raise SystemExit(7)
+
+
+class ExitsAtStart:
+    def start(self, request):
+        raise SystemExit
+
+    def apply(self, logits, token_ids, state): ...
+
+
+class Renumbers:
+    def apply(self, logits, token_ids, state):
+        token_ids.flags.writeable = True
+        token_ids[:] = 999
+
+
+@pytest.mark.parametrize("sampler", [Exits(), ExitsAtStart(), Renumbers()], ids=lambda s: type(s).__name__)
+def test_a_sampler_that_exits_or_tampers_ends_its_request_alone(sampler):
+    engine = make_engine()
+    faulty, _ = add(engine, "a", sampler=[sampler])
+    good, _ = add(engine, "a", max_tokens=6, temperature=0)
+    run(engine)
+    assert faulty.sequences[0].choice().finish_reason == "error"
+    assert type(sampler).__name__ in faulty.sequences[0].choice().error
+    assert texts(good) == ["bcdefa"]
+
+
 def test_a_model_that_gives_nan_ends_the_request_not_the_engine():
     table = cycle(7)
     table[3] = np.nan

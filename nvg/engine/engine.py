@@ -117,7 +117,10 @@ class Engine:
                 if share.sequence.is_full:  # max_tokens is 0, or the prompt fills the context
                     self._finish(share.sequence, "length", "", 0)
                 else:
-                    self._sample(share.sequence, logits[row])
+                    try:
+                        self._sample(share.sequence, logits[row])
+                    except NvgError as error:
+                        self._fail(share.sequence, error)
                     row += 1
         self.stats.count(sum(share.num_tokens for share in shares), only_decodes, time.perf_counter() - start)
 
@@ -200,20 +203,16 @@ class Engine:
         )
 
     def _sample(self, sequence: Sequence, row: Float32) -> None:
-        """Draw the sequence's next token from its row of logits."""
+        """Draw the sequence's next token from its row of logits. Raises NvgError, which ends this sequence alone."""
         params = sequence.request.params
         row = row[: self.tokenizer.vocab_size]  # ids beyond the tokenizer's have no text
         ending = {*params.stop_token_ids, *(() if params.ignore_eos else self.tokenizer.eos_token_ids)}
         banned = ending if len(sequence.output_token_ids) < params.min_tokens else ()
         raw = row.copy() if params.logprobs is not None else None
         assert sequence.chain is not None
-        try:
-            token_id, _ = sequence.chain.sample(
-                row, sequence.prompt_token_ids, sequence.output_token_ids, banned=sorted(banned)
-            )
-        except NvgError as error:
-            self._fail(sequence, error)
-            return
+        token_id, _ = sequence.chain.sample(
+            row, sequence.prompt_token_ids, sequence.output_token_ids, banned=sorted(banned)
+        )
         sequence.append(token_id)
         if raw is not None and sequence.logprobs is not None:
             sequence.logprobs.append(_token_logprobs(raw, token_id, params.logprobs or 0))

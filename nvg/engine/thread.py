@@ -100,7 +100,7 @@ class EngineThread:
                 self._engine.step()
             except AbortedError:
                 continue  # the command that says what to end is in the queue; the others' step is made again
-            except Exception as error:
+            except BaseException as error:  # whatever it is, nobody may be left waiting
                 with self._lock:
                     self._fault = f"{type(error).__name__}: {error}"
                 self._engine.abort_all("error", f"the engine stopped: {self._fault}")

@@ -16,6 +16,8 @@ from nvg.sampling.contract import Logits, SamplerRequest, TokenIds
 from nvg.sampling.draw import draw
 from nvg.sampling.random import DRAW_STAGE, uniform
 
+_FAULTS = Exception, SystemExit  # sys.exit() in a sampler must not end the thread that everybody's steps run on
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -75,7 +77,8 @@ class Chain:
         self._last_wide = wide[-1] if wide else -1  # up to this stage candidates are never compacted
         self._num_ids = min(request.vocab_size, request.tokenizer.vocab_size)
         width = request.vocab_size if wide else self._num_ids
-        self._token_ids = _read_only(np.arange(width, dtype=np.int32))
+        self._token_ids = np.arange(width, dtype=np.int32)
+        self._token_ids.flags.writeable = False
         self._scratch = np.empty(width, dtype=np.float64)
 
     def sample(
@@ -99,8 +102,8 @@ class Chain:
             state = _State(prompt, output, self._seed, self._choice, index)
             removed = candidates == -np.inf if index <= self._last_wide else None
             try:
-                returned = sampler.apply(candidates, token_ids, state)
-            except Exception as error:
+                returned = sampler.apply(candidates, _read_only(token_ids), state)
+            except _FAULTS as error:
                 raise SamplerError(_at(stage, f"raised {_cause(error)}", output.size)) from error
             if returned is not None:
                 fault = f"returned a {type(returned).__name__}; apply edits logits in place and returns None"
@@ -137,7 +140,7 @@ class Chain:
             if accept is not None:
                 try:
                     accept(token_id, logprob)
-                except Exception as error:
+                except _FAULTS as error:
                     raise SamplerError(_at(stage, f"raised in accept {_cause(error)}", step)) from error
 
 
@@ -148,7 +151,7 @@ def _started(stage: Stage, request: SamplerRequest) -> Any:
         return stage.spec
     try:
         sampler = start(request)
-    except Exception as error:
+    except _FAULTS as error:
         raise SamplerError(f"{stage.title} raised in start {_cause(error)}") from error
     if not callable(getattr(sampler, "apply", None)):
         raise SamplerError(f"{stage.title} returned a {type(sampler).__name__} from start, which has no method apply")
@@ -184,6 +187,6 @@ def _at(stage: Stage, fault: str, step: int) -> str:
     return f"{stage.title} {fault}, at output token {step}"
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """An exception in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
