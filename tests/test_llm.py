@@ -331,11 +331,14 @@ def test_after_a_fork_the_child_is_told_to_make_its_own():
                 llm.generate("The")
             except nvg.errors.EngineError as error:
                 print(error, flush=True)
+            llm.close()
+            print("closed", flush=True)
             os._exit(0)
         os.wait()
         """
     )
     assert "created before a fork" in done.stdout, done.stderr
+    assert done.stdout.endswith("closed\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -64,6 +64,8 @@ class EngineThread:
 
     def close(self) -> None:
         """Abort what runs and end the thread."""
+        if os.getpid() != self._process:
+            return  # in a forked child, which has neither the thread nor anybody who would give back its locks
         with self._lock:
             if self._closed:
                 return
