@@ -10,7 +10,8 @@ from typing import Any, Literal
 from nvg.errors import ParameterError
 
 FinishReason = Literal["stop", "length", "aborted", "error"]
-DTYPES = ("float32",)
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+KV_DTYPES = ("float32", "bfloat16", "int8")
 MAX_SEED = 2**64 - 1
 
 
@@ -98,7 +99,7 @@ class EngineConfig:
     dtype: str = "float32"
     """How matmul weights are stored."""
     kv_dtype: str | None = None
-    """How keys and values are stored; None follows dtype."""
+    """How keys and values are stored; None means float32 with float32 weights, else bfloat16."""
     tokenizer: str | None = None
     """Name of a tokenizer plugin; None takes the checkpoint's own."""
     threads: int | None = None
@@ -119,8 +120,8 @@ class EngineConfig:
             raise ParameterError(f"model is {self.model!r}; it must be a model's name or the path of its directory")
         if self.dtype not in DTYPES:
             raise ParameterError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
-        if self.kv_dtype not in (None, *DTYPES):
-            raise ParameterError(f"kv_dtype is {self.kv_dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if self.kv_dtype not in (None, *KV_DTYPES):
+            raise ParameterError(f"kv_dtype is {self.kv_dtype!r}; it must be one of {', '.join(KV_DTYPES)}")
         if self.threads is not None:
             _integer("threads", self.threads, 1, 256)
         _integer("max_num_seqs", self.max_num_seqs, 1)

@@ -23,6 +23,7 @@ def env(output_format: str) -> None:
     from nvg.runtime.compile_cache import cache_directory
 
     triple, name, features = cpu.target()
+    able = cpu.features()
     wanted = ("avx2", "fma", "f16c", "avx512f", "avx512vnni", "avxvnni", "avx512bf16", "amx-tile", "neon", "dotprod")
     steps = compile_steps()
     names = registry()
@@ -36,7 +37,7 @@ def env(output_format: str) -> None:
         **{package: version(package) for package in ("numba", "llvmlite", "numpy", "safetensors", "click", "pluggy")},
         "cpu": f"{name} ({triple})",
         "cpu features": " ".join(feature for feature in wanted if feature in features) or "none of interest",
-        "vector width": f"{cpu.vector_floats()} x float32, {cpu.vector_registers()} registers",
+        "vector width": f"{able.vector_floats} x float32, {able.vector_registers} registers",
         "cores": f"{cores.physical_cores(cores.allowed_cpus())} physical, {len(cores.allowed_cpus())} logical allowed",
         "default threads": str(cores.default_threads()),
         "free memory": f"{cores.available_memory() / 1e9:.1f} GB",

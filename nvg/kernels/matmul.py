@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from nvg.kernels.microkernels import HIGH, PANEL, multiply_panel
+from functools import cache
+from typing import Any
+
+from nvg.kernels.formats import GROUP, OPERAND_GROUP_BYTES, PANEL, STEP_K, panel_bytes
+from nvg.kernels.microkernels import TILE_COLUMNS, heights, panel_product
+from nvg.kernels.tiles import FROM_C
 from nvg.runtime.compile_cache import njit
 
-ROW_BLOCK = 20 * HIGH  # rows that stay in the second-level cache while panels pass
-K_BLOCK = 256  # of a panel: 32 KB, the first-level cache
+ROW_BLOCK = 240
+"""Rows that pass a panel before the next one: their operands stay in the second-level cache."""
+_PIECE_BYTES = 16 << 10  # of a panel, in the first-level cache while rows pass
 
 
 @njit
@@ -15,21 +21,55 @@ def own_panels(num_panels, thread, num_threads):
     return num_panels * thread // num_threads, num_panels * (thread + 1) // num_threads
 
 
-@njit
-def matmul(x, ldx, num_rows, weights, k, out, ldo, first_panel, end_panel):
-    """out[:, own columns] = x @ weights[:, own columns].
+@cache
+def row_block_product(dtype: str) -> Any:
+    """The compiled function (a, lda, num_rows, b, c, ldc, steps, mode, bias, next_panel): up to ROW_BLOCK rows times one
+    whole panel of `dtype`, all arguments int64, addresses and distances in bytes.
 
-    x float32, rows ldx apart, (M, K); weights float32 [panels][K][32]; out float32, rows ldo apart. Writes columns
-    32 * first_panel up to 32 * end_panel. out must not overlap x.
+    The panel goes through the first-level cache piece by piece; what lies as far behind `next_panel` as the piece
+    behind `b` is fetched meanwhile (0: nothing).
     """
-    k_block = K_BLOCK if num_rows > HIGH else k
-    for row in range(0, num_rows, ROW_BLOCK):
-        rows = min(ROW_BLOCK, num_rows - row)
-        for panel in range(first_panel, end_panel):
-            for start in range(0, k, k_block):
-                multiply_panel(
-                    x, row * ldx + start, ldx, rows,
-                    weights, (panel * k + start) * PANEL, PANEL,
-                    out, row * ldo + panel * PANEL, ldo,
-                    min(k_block, k - start), start > 0,
+    multiply_panel = panel_product(dtype, prefetches=True)
+    high = heights(dtype)[0]
+    steps_per_group = GROUP // STEP_K[dtype]
+    b_step = panel_bytes(dtype, GROUP) // steps_per_group
+    a_step = {"float32": 4, "bfloat16": 4}.get(dtype, OPERAND_GROUP_BYTES)
+    step_lines = -(-b_step // 64)
+    piece_steps = max(1, _PIECE_BYTES // b_step)
+
+    def multiply(a, lda, num_rows, b, c, ldc, steps, mode, bias, next_panel):
+        num_tiles = (num_rows + high - 1) // high * (PANEL // TILE_COLUMNS)
+        lines = 0 if next_panel == 0 else (step_lines + num_tiles - 1) // num_tiles
+        piece = steps if num_rows <= high else piece_steps
+        for start in range(0, steps, piece):
+            count = min(piece, steps - start)
+            fetch = next_panel + start * b_step
+            multiply_panel(
+                a + start * a_step, lda, num_rows, b + start * b_step, c, ldc,
+                count, mode if start == 0 else FROM_C, bias, fetch, fetch + count * b_step, lines,
+            )  # fmt: skip
+
+    return njit(multiply)
+
+
+@cache
+def matmul(dtype: str) -> Any:
+    """The compiled function (a, lda, num_rows, weights, k_bytes, steps, out, ldo, first_panel, end_panel, mode, bias):
+    out[:, own columns] = a @ weights[:, own columns], begun as `mode` says (see `nvg.kernels.tiles`).
+
+    a: operand rows lda bytes apart. weights: panels of k_bytes bytes. steps: of K. out: float32, rows ldo bytes apart;
+    columns 32 * first_panel up to 32 * end_panel are written. bias: float32. out must not overlap a.
+    """
+    multiply = row_block_product(dtype)
+
+    def product(a, lda, num_rows, weights, k_bytes, steps, out, ldo, first_panel, end_panel, mode, bias):
+        for row in range(0, num_rows, ROW_BLOCK):
+            rows = min(ROW_BLOCK, num_rows - row)
+            for panel in range(first_panel, end_panel):
+                at = weights + panel * k_bytes
+                multiply(
+                    a + row * lda, lda, rows, at, out + row * ldo + panel * PANEL * 4, ldo, steps, mode,
+                    bias + panel * PANEL * 4, at + k_bytes,
                 )  # fmt: skip
+
+    return njit(product)

@@ -1,43 +1,63 @@
-"""Register tiles for the machine at hand: four heights, chosen so that accumulators stay in registers.
+"""Any number of rows times one panel of 32 columns: tiles of four heights, chosen so that accumulators stay in registers.
 
-A tile is two vectors wide; with 16 registers, 6 x 2 accumulators leave room for two columns and one broadcast; with
-32, 12 x 2. One row alone takes the whole panel of 32 columns, so that weights are read once, in order.
+With 16 registers, 6 x 2 float accumulators leave room for two columns and one broadcast; with 32, 10 x 2 (at 12 x 2 LLVM loads broadcasts so early that it spills three accumulators: a third slower). Tiles of
+int8 and int4 codes need integer and float accumulators, so half as many rows. One row alone takes the whole panel of 32
+columns, so that weights are read once, in order.
 """
 
 from __future__ import annotations
 
-from nvg.kernels.simd import make_tile
+from functools import cache
+from typing import Any
+
+from nvg.kernels.formats import PANEL
+from nvg.kernels.tiles import Tile, make_tile
 from nvg.runtime import cpu
 from nvg.runtime.compile_cache import njit
 
-PANEL = 32
-TILE_COLUMNS = 2 * cpu.vector_floats()
-HIGH, MIDDLE, LOW = (12, 4, 2) if cpu.vector_registers() == 32 else (6, 4, 2)
-
-_high = make_tile(HIGH, TILE_COLUMNS)
-_middle = make_tile(MIDDLE, TILE_COLUMNS)
-_low = make_tile(LOW, TILE_COLUMNS)
-_one = make_tile(1, PANEL)
+TILE_COLUMNS = min(PANEL, 2 * cpu.features().vector_floats)
 
 
-@njit
-def multiply_panel(a, a_offset, lda, num_rows, b, b_offset, ldb, c, c_offset, ldc, k, accumulate):
-    """C = A B, or C += A B, for any number of rows and one panel of 32 columns (see `make_tile`)."""
-    row = 0
-    while num_rows - row >= LOW:
-        left = num_rows - row
-        a_row, c_row = a_offset + row * lda, c_offset + row * ldc
-        if left >= HIGH:
+def heights(kind: str) -> tuple[int, int, int]:
+    """Rows of the high, the middle and the low tile of a kind."""
+    if kind in ("int8", "int4"):
+        return (6, 4, 2) if cpu.features().vector_registers == 32 else (3, 2, 2)
+    return (10, 6, 3) if cpu.features().vector_registers == 32 else (6, 4, 2)
+
+
+@cache
+def panel_product(kind: str, prefetches: bool = False) -> Any:
+    """The compiled function (a, lda, num_rows, b, c, ldc, steps, mode, bias, prefetch, prefetch_end, lines) for a kind of tile:
+    C = A B, begun as `mode` says (see `nvg.kernels.tiles`), for any number of rows and one panel of 32 columns.
+
+    Arguments are int64, addresses and distances in bytes. If it prefetches, each tile fetches `lines` cache lines a
+    step, the first tile from `prefetch` on and each further one where the one before ended, up to `prefetch_end`.
+    """
+    high_rows, middle_rows, low_rows = heights(kind)
+    high = make_tile(Tile(kind, high_rows, TILE_COLUMNS, prefetches))
+    middle = make_tile(Tile(kind, middle_rows, TILE_COLUMNS, prefetches))
+    low = make_tile(Tile(kind, low_rows, TILE_COLUMNS, prefetches))
+    one = make_tile(Tile(kind, 1, PANEL, prefetches))
+
+    def multiply_panel(a, lda, num_rows, b, c, ldc, steps, mode, bias, prefetch, prefetch_end, lines):
+        row = 0
+        while num_rows - row >= low_rows:
+            left = num_rows - row
             for column in range(0, PANEL, TILE_COLUMNS):
-                _high(a, a_row, lda, b, b_offset + column, ldb, c, c_row + column, ldc, k, accumulate)
-            row += HIGH
-        elif left >= MIDDLE:
-            for column in range(0, PANEL, TILE_COLUMNS):
-                _middle(a, a_row, lda, b, b_offset + column, ldb, c, c_row + column, ldc, k, accumulate)
-            row += MIDDLE
-        else:
-            for column in range(0, PANEL, TILE_COLUMNS):
-                _low(a, a_row, lda, b, b_offset + column, ldb, c, c_row + column, ldc, k, accumulate)
-            row += LOW
-    if row < num_rows:
-        _one(a, a_offset + row * lda, lda, b, b_offset, ldb, c, c_offset + row * ldc, ldc, k, accumulate)
+                c_at, bias_at = c + row * ldc + column * 4, bias + column * 4
+                if left >= high_rows:
+                    high(a + row * lda, lda, b, column, c_at, ldc, steps, mode, bias_at, prefetch, lines)
+                elif left >= middle_rows:
+                    middle(a + row * lda, lda, b, column, c_at, ldc, steps, mode, bias_at, prefetch, lines)
+                else:
+                    low(a + row * lda, lda, b, column, c_at, ldc, steps, mode, bias_at, prefetch, lines)
+                prefetch += lines * steps * 64
+                lines = lines if prefetch < prefetch_end else 0
+            row += high_rows if left >= high_rows else middle_rows if left >= middle_rows else low_rows
+        while row < num_rows:
+            one(a + row * lda, lda, b, 0, c + row * ldc, ldc, steps, mode, bias, prefetch, lines)
+            prefetch += lines * steps * 64
+            lines = lines if prefetch < prefetch_end else 0
+            row += 1
+
+    return njit(multiply_panel)

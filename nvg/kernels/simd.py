@@ -16,19 +16,115 @@ from numba.extending import intrinsic
 from nvg.runtime import cpu
 
 LANES = 16
-F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_VECTOR = ir.VectorType(F32, LANES)
-_IVECTOR = ir.VectorType(I32, LANES)
+F32, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
 class Emitter:
-    """Writes vector instructions of one width at the builder's position."""
+    """Writes vector instructions of one width at the builder's position, for a machine with `features`."""
 
-    def __init__(self, builder, width=LANES):
+    def __init__(self, builder, width=LANES, features=None):
         self.builder = builder
         self.width = width
+        self.features = features or cpu.features()
         self.vector = ir.VectorType(F32, width)
         self.ivector = ir.VectorType(I32, width)
+
+    def times(self, value, factor):
+        """value * factor, int64."""
+        return self.builder.mul(value, ir.Constant(I64, factor))
+
+    def address(self, base, offset=None):
+        """Pointer to the address base + offset (int64, in bytes)."""
+        return self.builder.inttoptr(base if offset is None else self.builder.add(base, offset), I8.as_pointer())
+
+    def move(self, pointer, offset):
+        """The pointer `offset` bytes further on."""
+        offset = offset if isinstance(offset, ir.Value) else ir.Constant(I64, offset)
+        return self.builder.gep(pointer, [offset], source_etype=I8)
+
+    def load_words(self, pointer):
+        """int32 lanes, from any address."""
+        return self.builder.load(pointer, typ=self.ivector, align=1)
+
+    def load_bfloat16(self, pointer):
+        """bfloat16 as float32 lanes."""
+        halves = self.builder.load(pointer, typ=ir.VectorType(I16, self.width), align=2)
+        return self.widen_bfloat16(halves)
+
+    def widen_bfloat16(self, halves):
+        """int16 lanes that hold bfloat16, as float32."""
+        words = self.builder.shl(self.builder.zext(halves, self.ivector), self.iconstant(16))
+        return self.builder.bitcast(words, self.vector)
+
+    def narrow_bfloat16(self, values):
+        """float32 lanes to bfloat16 in int16 lanes, to nearest, ties to even; a NaN may become infinite."""
+        b = self.builder
+        bits = b.bitcast(values, self.ivector)
+        lowest = b.and_(b.lshr(bits, self.iconstant(16)), self.iconstant(1))
+        rounded = b.add(bits, b.add(lowest, self.iconstant(0x7FFF)))
+        return b.trunc(b.lshr(rounded, self.iconstant(16)), ir.VectorType(I16, self.width))
+
+    def load_int8(self, pointer):
+        """int8 as float32 lanes."""
+        codes = self.builder.load(pointer, typ=ir.VectorType(I8, self.width), align=1)
+        return self.builder.sitofp(self.builder.sext(codes, self.ivector), self.vector)
+
+    def loop(self, count, values, body):
+        """The values (a list) after `count` (int64) rounds of body(index, values) -> values."""
+        b, before, function = self.builder, self.builder.block, self.builder.function
+        head, inside, after = (function.append_basic_block(name) for name in ("loop_head", "loop", "looped"))
+        b.branch(head)
+        b.position_at_end(head)
+        index, phis = b.phi(I64), [b.phi(value.type) for value in values]
+        index.add_incoming(ir.Constant(I64, 0), before)
+        for phi, value in zip(phis, values, strict=True):
+            phi.add_incoming(value, before)
+        count = count if isinstance(count, ir.Value) else ir.Constant(I64, count)
+        b.cbranch(b.icmp_signed("<", index, count), inside, after)
+        b.position_at_end(inside)
+        changed = body(index, phis)
+        index.add_incoming(b.add(index, ir.Constant(I64, 1)), b.block)
+        for phi, value in zip(phis, changed, strict=True):
+            phi.add_incoming(value, b.block)
+        b.branch(head)
+        b.position_at_end(after)
+        return phis
+
+    def to_nearest(self, values):
+        """Rounded to integers, ties to even, still float32; |values| < 2^22."""
+        magic = self.constant(12582912.0)  # 1.5 * 2^23
+        return self.sub(self.add(values, magic), magic)
+
+    def prefetch(self, address):
+        """Ask for the cache line at an address, which need not exist."""
+        b = self.builder
+        function_type = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        function = cgutils.get_or_insert_function(b.module, function_type, "llvm.prefetch.p0")
+        read, all_levels, data = ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)
+        b.call(function, [self.address(address), read, all_levels, data])
+
+    def look_up(self, nibbles, table):
+        """Bytes of `table` (16 numbers 0 .. 255) at the indices 0 .. 15 in each byte of int32 lanes; int32 lanes."""
+        b, count = self.builder, 4 * self.width
+        byte_vector = ir.VectorType(I8, count)
+        index = b.bitcast(nibbles, byte_vector)
+        kind = self.features.byte_shuffle
+        if kind == "plain":
+            result = ir.Constant(byte_vector, [table[0]] * count)
+            for code in range(1, 16):
+                is_code = b.icmp_unsigned("==", index, ir.Constant(byte_vector, [code] * count))
+                result = b.select(is_code, ir.Constant(byte_vector, [table[code]] * count), result)
+        else:
+            name = {
+                ("pshufb", 64): "llvm.x86.avx512.pshuf.b.512",
+                ("pshufb", 32): "llvm.x86.avx2.pshuf.b",
+                ("pshufb", 16): "llvm.x86.ssse3.pshuf.b.128",
+                ("tbl", 16): "llvm.aarch64.neon.tbl1.v16i8",
+            }[kind, count]
+            function_type = ir.FunctionType(byte_vector, [byte_vector, byte_vector])
+            function = cgutils.get_or_insert_function(b.module, function_type, name)
+            result = b.call(function, [ir.Constant(byte_vector, list(table) * (count // 16)), index])
+        return b.bitcast(result, self.ivector)
 
     def constant(self, value):
         return ir.Constant(self.vector, [float(value)] * self.width)
@@ -40,10 +136,10 @@ class Emitter:
         return self.builder.gep(pointer, [index], source_etype=F32)
 
     def load(self, pointer):
-        return self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()), align=4)
+        return self.builder.load(pointer, typ=self.vector, align=4)
 
     def store(self, value, pointer):
-        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=4)
+        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=value.type.element.width // 8 if isinstance(value.type.element, ir.IntType) else 4)
 
     def splat(self, scalar):
         scalar_type = ir.VectorType(scalar.type, self.width)
@@ -59,7 +155,7 @@ class Emitter:
 
     def fma(self, a, b, c):
         """a * b + c, rounded once where the machine can, else twice: never a call into the C library."""
-        if cpu.has_fma():
+        if self.features.fma:
             return self._call("fma", a, b, c)
         return self.builder.fadd(self.builder.fmul(a, b), c)
 
@@ -124,7 +220,14 @@ class Emitter:
 
     def in_order_sum(self, vector):
         """The lanes' sum, pairwise: lane i with lane i + half, and so on."""
-        b, width = self.builder, self.width
+        return self._fold(vector, self.builder.fadd)
+
+    def integer_sum(self, vector):
+        """The sum of int32 lanes."""
+        return self._fold(vector, self.builder.add)
+
+    def _fold(self, vector, combine):
+        b, width = self.builder, vector.type.count
         while width > 1:
             width //= 2
             undefined = ir.Constant(vector.type, ir.Undefined)
@@ -132,16 +235,12 @@ class Emitter:
                 b.shuffle_vector(vector, undefined, ir.Constant(ir.VectorType(I32, width), list(lanes)))
                 for lanes in (range(width), range(width, 2 * width))
             ]
-            vector = b.fadd(*parts)
+            vector = combine(*parts)
         return b.extract_element(vector, ir.Constant(I32, 0))
 
     def largest(self, vector):
-        b = self.builder
-        result = b.extract_element(vector, ir.Constant(I32, 0))
-        for lane in range(1, self.width):
-            value = b.extract_element(vector, ir.Constant(I32, lane))
-            result = b.select(b.fcmp_ordered(">", value, result), value, result)
-        return result
+        """The greatest lane."""
+        return self._fold(vector, lambda a, b: self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b))
 
 
 def array_data(context, builder, array_type, array, offset):
@@ -184,6 +283,7 @@ def _squared_deviation(emit, accumulator, values, mean):
 
 row_sum = _reduction(0.0, lambda emit, acc, x, _: emit.add(acc, x), Emitter.in_order_sum)
 row_squared_deviation = _reduction(0.0, _squared_deviation, Emitter.in_order_sum)
+row_abs_max = _reduction(0.0, lambda emit, acc, x, _: emit.max(emit.abs(x), acc), Emitter.largest)
 row_max = _reduction(-math.inf, lambda emit, acc, x, _: emit.max(x, acc), Emitter.largest)
 
 
@@ -223,6 +323,21 @@ def exp_scaled(typingctx, row, offset, n, largest, scale):
     return types.void(row, types.int64, types.int64, types.float32, types.float32), codegen
 
 
+@intrinsic
+def multiply_rows(typingctx, row, other, n):
+    """row *= other for n float32 at two addresses; what lies beyond n up to the next multiple of 16 too."""
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder)
+        with _chunks(builder, args[2]) as (index, _):
+            at = emit.times(index, 4)
+            pointer = emit.address(args[0], at)
+            emit.store(emit.mul(emit.load(pointer), emit.load(emit.address(args[1], at))), pointer)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
 def _gelu_tanh(emit, x):
     # 0.5 x (1 + tanh(z)) = x sigmoid(2 z), z = sqrt(2 / pi) (x + 0.044715 x^3)   (Hendrycks and Gimpel 2016)
     cubic = emit.fma(emit.mul(emit.mul(x, x), x), emit.constant(0.044715), x)
@@ -260,75 +375,6 @@ silu = _map(lambda emit, x: emit.mul(x, emit.sigmoid(x)))
 tanh = _map(_tanh)
 
 
-def make_tile(num_rows, num_columns):
-    """Intrinsic for a register tile of a matmul, C = A B or C += A B.
-
-    (a, a_offset, lda, b, b_offset, ldb, c, c_offset, ldc, k, accumulate): A is num_rows x k with rows lda apart, B is
-    k x num_columns with rows ldb apart, C is num_rows x num_columns with rows ldc apart; all float32, in elements.
-    Each of C's elements is one chain of fused multiply-adds in k's order, begun at 0 or, if `accumulate`, at what C
-    holds: the same bits however rows are grouped into tiles and k into pieces. C must not overlap A or B.
-    """
-    width = min(cpu.vector_floats(), num_columns)
-    num_vectors = num_columns // width
-
-    @intrinsic
-    def tile(typingctx, a, a_offset, lda, b, b_offset, ldb, c, c_offset, ldc, k, accumulate):
-        int64 = types.int64
-        sig = types.void(a, int64, int64, b, int64, int64, c, int64, int64, int64, types.boolean)
-
-        def codegen(context, builder, sig, args):
-            a, a_offset, lda, b, b_offset, ldb, c, c_offset, ldc, k, accumulate = args
-            emit = Emitter(builder, width)
-            zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
-            a_data = array_data(context, builder, sig.args[0], a, a_offset)
-            b_data = array_data(context, builder, sig.args[3], b, b_offset)
-            c_data = array_data(context, builder, sig.args[6], c, c_offset)
-            a_rows = [emit.offset(a_data, builder.mul(lda, ir.Constant(I64, r))) for r in range(num_rows)]
-            c_tiles = [
-                emit.offset(c_data, builder.add(builder.mul(ldc, ir.Constant(I64, r)), ir.Constant(I64, v * width)))
-                for r in range(num_rows)
-                for v in range(num_vectors)
-            ]
-            before, function = builder.block, builder.function
-            from_c, loop, done = (function.append_basic_block(name) for name in ("from_c", "k_loop", "k_done"))
-            must_load = builder.icmp_signed("!=", accumulate, ir.Constant(accumulate.type, 0))
-            builder.cbranch(must_load, from_c, loop)
-
-            builder.position_at_end(from_c)
-            loaded = [emit.load(pointer) for pointer in c_tiles]
-            builder.branch(loop)
-
-            builder.position_at_end(loop)
-            index, b_row = builder.phi(I64), builder.phi(b_data.type)
-            accumulators = [builder.phi(emit.vector) for _ in c_tiles]
-            for block, values in ((before, [emit.constant(0)] * len(c_tiles)), (from_c, loaded)):
-                index.add_incoming(zero, block)
-                b_row.add_incoming(b_data, block)
-                for accumulator, value in zip(accumulators, values, strict=True):
-                    accumulator.add_incoming(value, block)
-            columns = [emit.load(emit.offset(b_row, ir.Constant(I64, v * width))) for v in range(num_vectors)]
-            updated = []
-            for r in range(num_rows):
-                element = emit.splat(builder.load(emit.offset(a_rows[r], index), typ=F32))
-                for v in range(num_vectors):
-                    updated.append(emit.fma(element, columns[v], accumulators[r * num_vectors + v]))
-            following = builder.add(index, one)
-            index.add_incoming(following, loop)
-            b_row.add_incoming(emit.offset(b_row, ldb), loop)
-            for accumulator, value in zip(accumulators, updated, strict=True):
-                accumulator.add_incoming(value, loop)
-            builder.cbranch(builder.icmp_signed("<", following, k), loop, done)
-
-            builder.position_at_end(done)
-            for value, pointer in zip(updated, c_tiles, strict=True):
-                emit.store(value, pointer)
-            return context.get_dummy_value()
-
-        return sig, codegen
-
-    return tile
-
-
 def _address_of(element):
     @intrinsic
     def pointer(typingctx, address):
@@ -341,5 +387,19 @@ def _address_of(element):
 
 
 float32_at = _address_of(types.float32)
+int8_at = _address_of(types.int8)
+uint8_at = _address_of(types.uint8)
+uint16_at = _address_of(types.uint16)
 int32_at = _address_of(types.int32)
+uint32_at = _address_of(types.uint32)
 int64_at = _address_of(types.int64)
+
+
+@intrinsic
+def float32_of_bits(typingctx, bits):
+    """The float32 with these bits (uint32 or wider)."""
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], F32)
+
+    return types.float32(types.uint32), codegen

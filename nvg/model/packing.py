@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from nvg.kernels.formats import panel_bytes
 from nvg.kernels.forward import LAYER_PARAMETERS
-from nvg.kernels.pack import PACK_CONTEXT, pack
+from nvg.kernels.pack import BLOCK_BYTES, PACK_CONTEXT, pack
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import ModelConfig
-from nvg.model.contract import Float32
 from nvg.runtime.team import Team
 
-_ALIGNMENT = 32  # floats: panels begin at a multiple of 128 bytes
+_ALIGNMENT = 64  # bytes: panels begin with a cache line
+Bytes = npt.NDArray[np.uint8]
 
 
 def round32(n: int) -> int:
@@ -23,26 +25,27 @@ def round32(n: int) -> int:
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """All of a model's parameters in one float32 arena; offsets are in elements."""
+    """All of a model's parameters in one arena; offsets are in bytes."""
 
-    arena: Float32
+    arena: Bytes
     layer_offsets: np.ndarray[tuple[int, int], np.dtype[np.int64]]  # (n_layer, len(LAYER_PARAMETERS))
     offsets: dict[str, int]
     """Of wpe.weight, ln_f.weight, ln_f.bias, head and embedding (the head itself where it is tied)."""
 
 
-def pack_weights(config: ModelConfig, checkpoint: Checkpoint, team: Team) -> PackedWeights:
-    """Read every tensor of `checkpoint` into a packed arena."""
+def pack_weights(config: ModelConfig, checkpoint: Checkpoint, dtype: str, team: Team) -> PackedWeights:
+    """Read every tensor of `checkpoint` into a packed arena, matrices as `dtype`."""
     head = "wte.weight" if config.tie_word_embeddings else "lm_head.weight"
     offsets: dict[str, int] = {}
     size = 0
     for name in checkpoint.names:
         offsets[name] = size
-        size += round32(_stored_size(name, checkpoint.shape(name)))
+        size += -(-_stored_bytes(name, checkpoint.shape(name), dtype) // _ALIGNMENT) * _ALIGNMENT
     arena = _aligned_empty(size)
+    blocks = np.empty(BLOCK_BYTES * team.num_threads, np.uint8)
     for name in checkpoint.names:
-        stored = _stored_size(name, checkpoint.shape(name))
-        _fill(arena[offsets[name] : offsets[name] + stored], name, checkpoint, team)
+        stored = _stored_bytes(name, checkpoint.shape(name), dtype)
+        _fill(arena[offsets[name] : offsets[name] + stored], name, checkpoint, dtype, team, blocks)
     layers = [[offsets[f"h.{i}.{parameter}"] for parameter in LAYER_PARAMETERS] for i in range(config.n_layer)]
     others = {name: offsets[name] for name in ("wpe.weight", "ln_f.weight", "ln_f.bias")}
     return PackedWeights(
@@ -61,28 +64,39 @@ def _is_rows_of_tokens(name: str) -> bool:
     return name in ("wte.weight", "lm_head.weight")
 
 
-def _stored_size(name: str, shape: tuple[int, ...]) -> int:
+def _inner_and_columns(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
+    """(K, N) of a packed matrix."""
+    return (shape[1], shape[0]) if _is_rows_of_tokens(name) else (shape[0], shape[1])
+
+
+def _stored_bytes(name: str, shape: tuple[int, ...], dtype: str) -> int:
     if not _is_packed(name, shape):
-        return int(np.prod(shape))
-    return shape[1] * round32(shape[0]) if _is_rows_of_tokens(name) else shape[0] * round32(shape[1])
+        # a bias is read up to the end of its last panel, where it is 0
+        return 4 * (round32(shape[0]) if len(shape) == 1 else int(np.prod(shape)))
+    k, n = _inner_and_columns(name, shape)
+    return round32(n) // 32 * panel_bytes(dtype, k)
 
 
-def _fill(packed: Float32, name: str, checkpoint: Checkpoint, team: Team) -> None:
+def _fill(packed: Bytes, name: str, checkpoint: Checkpoint, dtype: str, team: Team, blocks: Bytes) -> None:
     shape = checkpoint.shape(name)
     if not _is_packed(name, shape):
-        checkpoint.read(name, packed.reshape(shape))
+        values = packed.view(np.float32)
+        size = int(np.prod(shape))
+        checkpoint.read(name, values[:size].reshape(shape))
+        values[size:] = 0
         return
-    transposed = _is_rows_of_tokens(name)
-    k, n = shape[::-1] if transposed else shape
+    k, n = _inner_and_columns(name, shape)
+    job = pack(dtype)
     for first_row, rows in checkpoint.pieces(name):
         context = np.zeros(1, PACK_CONTEXT)
         context[0] = (
-            rows.ctypes.data, rows.shape[0], shape[1], first_row, transposed, k, n, packed.ctypes.data,
+            rows.ctypes.data, rows.shape[0], shape[1], first_row, _is_rows_of_tokens(name), k, n, packed.ctypes.data,
+            blocks.ctypes.data,
         )  # fmt: skip
-        team.run(pack.address, context.ctypes.data)
+        team.run(job.address, context.ctypes.data)
 
 
-def _aligned_empty(size: int) -> Float32:
-    buffer = np.empty(size + _ALIGNMENT, np.float32)
-    start = (-buffer.ctypes.data // buffer.itemsize) % _ALIGNMENT
+def _aligned_empty(size: int) -> Bytes:
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
     return buffer[start : start + size]

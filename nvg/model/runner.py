@@ -9,7 +9,10 @@ import numpy as np
 from nvg.errors import AbortedError
 from nvg.kernels import layers
 from nvg.kernels.attention import QUERY_ROWS
+from nvg.kernels.formats import PANEL, operand_bytes, panel_bytes, steps_of
 from nvg.kernels.forward import CONTEXT, forward
+from nvg.kernels.kv import kv_bytes_per_entry
+from nvg.kernels.matmul import ROW_BLOCK
 from nvg.kernels.pack import pack
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import ModelConfig
@@ -34,53 +37,81 @@ _ACTIVATIONS = {
 _LOGITS_ROWS = 64
 
 
-def compile_steps() -> list[CompileStep]:
-    """All that must be compiled before a GPT-2 can run."""
-    return [*team_module.compile_steps(), pack.step(), forward.step()]
+def compile_steps(dtype: str = EngineConfig.dtype, kv_dtype: str | None = None) -> list[CompileStep]:
+    """All that must be compiled before a GPT-2 can run with weights of `dtype`; kv_dtype None follows it."""
+    return [
+        *team_module.compile_steps(),
+        pack(dtype).step(),
+        forward(dtype, kv_dtype or default_kv_dtype(dtype)).step(),
+    ]
+
+
+def default_kv_dtype(dtype: str) -> str:
+    """How keys and values are stored unless a choice is made."""
+    return "float32" if dtype == "float32" else "bfloat16"
+
+
+def _row_bytes(num_floats: int) -> int:
+    """Bytes of a row of float32 with room to the next multiple of 32: an odd number of cache lines, so that rows beside
+    each other do not fall into the same sets of a cache."""
+    return operand_bytes("float32", num_floats)
 
 
 class GPT2Runner:
-    """A GPT-2 in float32 (see nvg.model.contract.ModelRunner)."""
+    """A GPT-2 with weights of one dtype (see nvg.model.contract.ModelRunner)."""
 
     def __init__(self, config: ModelConfig, checkpoint: Checkpoint, engine_config: EngineConfig) -> None:
         self._config = config
+        self.dtype = engine_config.dtype
+        self.kv_dtype = engine_config.kv_dtype or default_kv_dtype(self.dtype)
         self.vocab_size = config.vocab_size
         self.max_model_len = min(config.n_positions, engine_config.max_model_len or config.n_positions)
         self.max_batched_tokens = engine_config.max_num_batched_tokens
         self.max_logits_rows = max(_LOGITS_ROWS, engine_config.max_num_seqs)
         self._team = Team(engine_config.threads or default_threads())
         try:
-            self._weights = pack_weights(config, checkpoint, self._team)
+            self._weights = pack_weights(config, checkpoint, self.dtype, self._team)
         except BaseException:
             self._team.close()
             raise
+        self._job = forward(self.dtype, self.kv_dtype)
         self._allocate_buffers()
         self._meeting = np.zeros(MEETING_WORDS, np.int64)
         self._context = np.zeros(1, CONTEXT)
         self._fill_context()
-        self._pool = np.empty(0, np.float32)
+        self._pool = np.empty((0, 0), np.uint8)
 
     @classmethod
     def from_checkpoint(
         cls, config: ModelConfig, checkpoint: Checkpoint, engine_config: EngineConfig, report: Report | None = None
     ) -> GPT2Runner:
         """Compile what is missing, read and pack the weights. `report` gets lines about what takes time."""
-        prepare(compile_steps(), report)
+        prepare(compile_steps(engine_config.dtype, engine_config.kv_dtype), report)
         return cls(config, checkpoint, engine_config)
 
     def _allocate_buffers(self) -> None:
         config, rows = self._config, self.max_batched_tokens
-        embd, inner, qkv = round32(config.n_embd), round32(config.n_inner), round32(3 * config.n_embd)
         threads = self._team.num_threads
         all_rows = max(rows, self.max_logits_rows)
+        self._row_bytes = {
+            "ld_embd": _row_bytes(config.n_embd),
+            "ld_qkv": _row_bytes(3 * config.n_embd),
+            "ld_scores": _row_bytes(self.max_model_len + PANEL),
+            "ld_sums": _row_bytes(config.head_size),
+            "ld_operand": operand_bytes(self.dtype, config.n_embd),
+            "ld_inner_operand": operand_bytes(self.dtype, config.n_inner),
+        }
+        width = self._row_bytes
         self._buffers = {
-            "x": np.zeros((rows, embd), np.float32),
-            "y": np.zeros((all_rows, embd), np.float32),
-            "qkv": np.zeros((rows, qkv), np.float32),
-            "h": np.zeros((rows, inner), np.float32),
-            "projected": np.zeros((rows, embd), np.float32),
-            "scores": np.zeros((threads, QUERY_ROWS, round32(self.max_model_len)), np.float32),
-            "sums": np.zeros((threads, QUERY_ROWS, round32(config.head_size)), np.float32),
+            "x": np.zeros((rows, width["ld_embd"]), np.uint8),
+            "y": np.zeros((rows, width["ld_embd"]), np.uint8),
+            "qkv": np.zeros((rows, width["ld_qkv"]), np.uint8),
+            "operand": np.zeros((all_rows, width["ld_operand"]), np.uint8),
+            "inner_operand": np.zeros((rows, width["ld_inner_operand"]), np.uint8),
+            "scores": np.zeros((threads, QUERY_ROWS, width["ld_scores"]), np.uint8),
+            "sums": np.zeros((threads, QUERY_ROWS, width["ld_sums"]), np.uint8),
+            "panel_rows": np.zeros((threads, ROW_BLOCK, PANEL), np.float32),
+            "norm_rows": np.zeros((threads, width["ld_embd"]), np.uint8),
             "logits": np.empty((self.max_logits_rows, round32(config.vocab_size)), np.float32),
         }
         scales = np.full(config.n_layer, 1 / math.sqrt(config.head_size) if config.scale_attn_weights else 1.0)
@@ -96,15 +127,21 @@ class GPT2Runner:
         context["padded_vocab_size"] = round32(config.vocab_size)
         context["activation"] = _ACTIVATIONS[config.activation_function]
         context["epsilon"] = config.layer_norm_epsilon
-        context["weights"], context["weights_size"] = weights.arena.ctypes.data, weights.arena.size
-        context["layer_offsets"] = weights.layer_offsets.ctypes.data
-        context["wpe"], context["head"] = weights.offsets["wpe.weight"], weights.offsets["head"]
-        context["ln_f_weight"], context["ln_f_bias"] = weights.offsets["ln_f.weight"], weights.offsets["ln_f.bias"]
-        context["embedding"] = weights.offsets["embedding"]
+        base = weights.arena.ctypes.data
+        self._layer_addresses = weights.layer_offsets + base
+        context["layer_addresses"] = self._layer_addresses.ctypes.data
+        context["wpe"], context["head"] = base + weights.offsets["wpe.weight"], base + weights.offsets["head"]
+        context["ln_f_weight"] = base + weights.offsets["ln_f.weight"]
+        context["ln_f_bias"] = base + weights.offsets["ln_f.bias"]
+        context["embedding"] = base + weights.offsets["embedding"]
+        context["embd_panel_bytes"] = panel_bytes(self.dtype, config.n_embd)
+        context["inner_panel_bytes"] = panel_bytes(self.dtype, config.n_inner)
+        context["embd_steps"] = steps_of(self.dtype, config.n_embd)
+        context["inner_steps"] = steps_of(self.dtype, config.n_inner)
         for name, buffer in buffers.items():
             context[name] = buffer.ctypes.data
-        context["ld_embd"], context["ld_qkv"] = buffers["x"].shape[1], buffers["qkv"].shape[1]
-        context["ld_inner"], context["ld_scores"] = buffers["h"].shape[1], buffers["scores"].shape[2]
+        for name, size in self._row_bytes.items():
+            context[name] = size
         context["meeting"] = self._meeting.ctypes.data
         context["sequence_of"] = self._sequence_of.ctypes.data
 
@@ -119,16 +156,15 @@ class GPT2Runner:
         return self._weights.arena.nbytes
 
     def bytes_per_block(self, block_size: int) -> int:
-        """KV bytes of a block of `block_size` entries: K [D][block_size], V [block_size][round32(D)], per head."""
+        """KV bytes of a block of `block_size` entries, in all layers."""
         config = self._config
-        per_entry = config.head_size + round32(config.head_size)
-        return config.n_layer * config.n_head * per_entry * block_size * 4
+        return kv_bytes_per_entry(self.kv_dtype, config.n_layer, config.n_head, config.head_size) * block_size
 
     def allocate_kv(self, num_blocks: int, block_size: int) -> None:
         """Reserve the KV pool; memory is touched when it is used. Raises MemoryError."""
-        self._pool = np.empty((num_blocks, self.bytes_per_block(block_size) // 4), np.float32)
+        self._pool = np.empty((num_blocks, self.bytes_per_block(block_size)), np.uint8)
         context = self._context[0]
-        context["pool"], context["pool_size"] = self._pool.ctypes.data, self._pool.size
+        context["pool"] = self._pool.ctypes.data
         context["block_size"] = block_size
 
     def copy_blocks(self, src: Int32, dst: Int32) -> None:
@@ -165,7 +201,7 @@ class GPT2Runner:
         context["num_tokens"], context["num_seqs"], context["num_rows"] = num_tokens, num_seqs, num_rows
         context["tables_width"] = batch.block_tables.shape[1]
         self._meeting[[ARRIVED, ABORT, NEXT_UNIT]] = 0
-        self._team.run(forward.address, self._context.ctypes.data)
+        self._team.run(self._job.address, self._context.ctypes.data)
         if self._meeting[ABORT]:
             raise AbortedError("the step was aborted")
         return self._buffers["logits"][:num_rows, : self.vocab_size]
@@ -177,5 +213,5 @@ class GPT2Runner:
     def close(self) -> None:
         """End the threads and free the memory."""
         self._team.close()
-        self._pool = np.empty(0, np.float32)
+        self._pool = np.empty((0, 0), np.uint8)
         self._buffers.clear()

@@ -143,8 +143,8 @@ def cache_directory() -> Path:
 class _FileCache(_Cache):  # type: ignore[misc]
     """Numba's cache interface over one function's entries in the store."""
 
-    def __init__(self, py_func: Callable[..., Any]) -> None:
-        self._name = f"{py_func.__module__}.{py_func.__qualname__}"
+    def __init__(self, py_func: Callable[..., Any], name: str | None = None) -> None:
+        self._name = name or f"{py_func.__module__}.{py_func.__qualname__}"
 
     @property
     def cache_path(self) -> str:
@@ -219,12 +219,13 @@ class Job:
 
     _SIGNATURE = types.void(types.int64, types.int64, types.int64)
 
-    def __init__(self, py_func: Callable[..., None]) -> None:
-        self.name = py_func.__name__.strip("_")
+    def __init__(self, py_func: Callable[..., None], name: str | None = None) -> None:
+        """`name` tells apart the functions that one factory makes; it is unique among all jobs."""
+        self.name = name or py_func.__name__.strip("_")
         options = {"nopython": True, "nogil": True, "error_model": "numpy"}
         signature = (self._SIGNATURE.args, self._SIGNATURE.return_type)
         self._cfunc: Any = CFunc(py_func, signature, locals={}, options=options)
-        self._cfunc._cache = _FileCache(py_func)
+        self._cfunc._cache = _FileCache(py_func, name and f"{py_func.__module__}.{name}")
         self._ready = False
 
     @property

@@ -1,10 +1,49 @@
-"""What the compiler's target CPU can do: decides vector width and register tiles."""
+"""What the compiler's target CPU can do: decides vector width, register tiles and dot instructions."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 from numba.core.registry import cpu_target
+
+
+@dataclass(frozen=True)
+class Features:
+    """What vector code is written for."""
+
+    vector_floats: int
+    """float32 lanes of a vector register: 16 with AVX-512, 8 with AVX2, else 4 (SSE, NEON)."""
+    vector_registers: int
+    """How many there are."""
+    fma: bool
+    """Whether fused multiply-add is one instruction; without it, it would be a call into the C library."""
+    bf16_dot: bool
+    """Whether there is a dot product of bfloat16 pairs."""
+    int8_dot: str
+    """How four products of bytes are summed: "vnni", "sdot", "pmaddwd" or "plain"."""
+    byte_shuffle: str
+    """How bytes are looked up in a table of 16: "pshufb", "tbl" or "plain"."""
+
+
+def features_of(triple: str, on: frozenset[str]) -> Features:
+    """Of a target triple and the names of LLVM features that are on."""
+    is_arm = triple.startswith(("aarch64", "arm64"))
+    is_x86 = triple.startswith(("x86_64", "i686"))
+    width = 16 if {"avx512f", "avx512bw"} <= on else 8 if "avx2" in on else 4
+    vnni = "avx512vnni" in on and (width == 16 or "avx512vl" in on) or ("avxvnni" in on and width == 8)
+    if is_arm:
+        int8_dot = "sdot" if "dotprod" in on else "plain"
+    else:
+        int8_dot = "vnni" if vnni else "pmaddwd" if is_x86 else "plain"
+    return Features(
+        vector_floats=width,
+        vector_registers=32 if width == 16 or is_arm else 16,
+        fma="fma" in on or is_arm,
+        bf16_dot="avx512bf16" in on and width == 16,
+        int8_dot=int8_dot,
+        byte_shuffle="tbl" if is_arm else "pshufb" if is_x86 and "ssse3" in on else "plain",
+    )
 
 
 @cache
@@ -16,21 +55,7 @@ def target() -> tuple[str, str, frozenset[str]]:
 
 
 @cache
-def vector_floats() -> int:
-    """float32 lanes of a vector register: 16 with AVX-512, 8 with AVX2, else 4 (SSE2, NEON)."""
-    features = target()[2]
-    return 16 if "avx512f" in features else 8 if "avx2" in features else 4
-
-
-@cache
-def vector_registers() -> int:
-    """How many vector registers there are."""
-    triple, _, features = target()
-    return 32 if "avx512f" in features or triple.startswith(("aarch64", "arm64")) else 16
-
-
-@cache
-def has_fma() -> bool:
-    """Whether fused multiply-add is one instruction; without it, it would be a call into the C library."""
-    triple, _, features = target()
-    return "fma" in features or triple.startswith(("aarch64", "arm64"))
+def features() -> Features:
+    """Of the machine code that Numba makes here."""
+    triple, _, on = target()
+    return features_of(triple, on)

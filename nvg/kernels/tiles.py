@@ -1,0 +1,310 @@
+"""Register tiles of a matmul as vector code: some rows of A times a panel of 32 columns of B, accumulated into C.
+
+A tile's kind says how A and B are stored (B always as a panel; `nvg.kernels.formats` has the layouts):
+
+    float32          A float32, B float32 [k][32]
+    bfloat16_rows    A float32, B bfloat16 [k][32]: keys and values
+    int8_rows        A float32, B int8 [k][32], without scales: keys and values, whose scales are applied outside
+    bfloat16         A bfloat16, B bfloat16 [k / 2][32][2]
+    int8, int4       A int8 in groups of 32 with a scale each, B groups of 32 x 32 codes with a scale for each column
+
+Each element of C is one chain of fused multiply-adds in the order of k, begun at 0, at a bias or at what C holds; the
+chain is the same in every tile of a kind, so a row's bits do not depend on the rows beside it, nor on the pieces that k
+is cut into. In a group the products of codes are summed in integers, which is exact, and the group is one multiply-add.
+
+Nothing here asks which machine it runs on: `features` says what code is written for, so a test can cross-compile it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from nvg.kernels.dots import integer_dot, pair_dot
+from nvg.kernels.formats import GROUP, GROUP_BYTES, INT4_LEVELS, OPERAND_GROUP_BYTES, PANEL
+from nvg.kernels.simd import F32, I32, I64, Emitter
+from nvg.runtime import cpu
+from nvg.runtime.cpu import Features
+
+FROM_C, ADD_BIAS = 1, 2  # what C's chains begin with: bits of `mode`
+ARGUMENTS = ("a", "lda", "b", "column", "c", "ldc", "steps", "mode", "bias", "prefetch", "lines")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile to be written: its kind and its size."""
+
+    kind: str
+    num_rows: int
+    num_columns: int
+    prefetches: bool = False
+
+    @property
+    def name(self) -> str:
+        """Unique among tiles."""
+        return f"nvg_tile_{self.kind}_{self.num_rows}x{self.num_columns}_{int(self.prefetches)}"
+
+
+def emit_tile(builder: ir.IRBuilder, features: Features, tile: Tile, **args: Any) -> None:
+    """Write the tile's code at the builder's position; `args` are int64 values named as in ARGUMENTS.
+
+    Addresses are in bytes. a: first row of A, rows lda bytes apart, at the first k. b: the panel, at the first k.
+    column: first of the panel's columns. c: C's row and column where the tile begins, rows ldc bytes apart. steps: > 0.
+    bias: float32, at the tile's first column. prefetch: `lines` cache lines from here on are fetched in each step, and
+    the address moves on by as many.
+    """
+    width = min(features.vector_floats, tile.num_columns)
+    emit = Emitter(builder, width, features)
+    num_vectors = tile.num_columns // width
+    core = _CORES[tile.kind](emit, tile, num_vectors)
+    rows = _Rows(emit, args["a"], args["lda"], tile.num_rows)
+    c_tiles = [
+        emit.address(args["c"], builder.add(emit.times(args["ldc"], r), ir.Constant(I64, v * width * 4)))
+        for r in range(tile.num_rows)
+        for v in range(num_vectors)
+    ]
+    function = builder.function
+    initial = _initial(emit, args, c_tiles, num_vectors)
+    before = builder.block
+    loop, done = (function.append_basic_block(name) for name in ("step", "done"))
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    index = builder.phi(I64)
+    index.add_incoming(ir.Constant(I64, 0), before)
+    accumulators = [builder.phi(emit.vector) for _ in c_tiles]
+    for accumulator, value in zip(accumulators, initial, strict=True):
+        accumulator.add_incoming(value, before)
+    if tile.prefetches:
+        _prefetch(emit, args["prefetch"], index, args["lines"])
+    updated = core(rows, args["b"], args["column"], index, accumulators)
+    following = builder.add(index, ir.Constant(I64, 1))
+    index.add_incoming(following, builder.block)
+    for accumulator, value in zip(accumulators, updated, strict=True):
+        accumulator.add_incoming(value, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, args["steps"]), loop, done)
+
+    builder.position_at_end(done)
+    for value, pointer in zip(updated, c_tiles, strict=True):
+        emit.store(value, pointer)
+
+
+def _initial(emit: Emitter, args: dict[str, Any], c_tiles: list[Any], num_vectors: int) -> list[Any]:
+    """What the accumulators begin with."""
+    b = emit.builder
+    values: list[Any] = [emit.constant(0)] * len(c_tiles)
+    bias = [
+        (lambda v: lambda: emit.load(emit.address(args["bias"], ir.Constant(I64, v * emit.width * 4))))(v)
+        for v in range(num_vectors)
+    ]
+    for bit, load in ((FROM_C, lambda i: emit.load(c_tiles[i])), (ADD_BIAS, None)):
+        before = b.block
+        then, after = (b.function.append_basic_block(name) for name in ("begin_with", "begun"))
+        is_set = b.icmp_signed("!=", b.and_(args["mode"], ir.Constant(I64, bit)), ir.Constant(I64, 0))
+        b.cbranch(is_set, then, after)
+        b.position_at_end(then)
+        if load is not None:
+            changed = [load(i) for i in range(len(c_tiles))]
+        else:
+            columns = [one() for one in bias]
+            changed = [emit.add(value, columns[i % num_vectors]) for i, value in enumerate(values)]
+        b.branch(after)
+        b.position_at_end(after)
+        merged = []
+        for old, new in zip(values, changed, strict=True):
+            phi = b.phi(emit.vector)
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, then)
+            merged.append(phi)
+        values = merged
+    return values
+
+
+def _prefetch(emit: Emitter, base: Any, step: Any, lines: Any) -> None:
+    """Ask for `lines` cache lines from base + step * lines * 64 on."""
+    start = emit.builder.add(base, emit.builder.mul(step, emit.times(lines, 64)))
+
+    def fetch(line: Any, values: list[Any]) -> list[Any]:
+        emit.prefetch(emit.builder.add(start, emit.times(line, 64)))
+        return values
+
+    emit.loop(lines, [], fetch)
+
+
+class _Rows:
+    """Pointers to places in A's rows. x86 adds a register times 1, 2 or 4 to another, so a pointer for every third row
+    is enough: a pointer for each of many rows would be spilled."""
+
+    def __init__(self, emit: Emitter, a: Any, lda: Any, num_rows: int) -> None:
+        self._emit = emit
+        self._lda = lda
+        self._bases = [emit.address(a, emit.times(lda, r)) for r in range(0, num_rows, 3)]
+        self.num_rows = num_rows
+
+    def at(self, offset: Any) -> list[Any]:
+        """A pointer into each row, `offset` bytes (int64) from its first."""
+        emit = self._emit
+        pointers = []
+        for base in self._bases:
+            place = emit.move(base, offset)
+            for r in range(min(3, self.num_rows - len(pointers))):
+                pointers.append(emit.move(place, emit.times(self._lda, r)) if r else place)
+        return pointers
+
+
+Core = Callable[..., list[Any]]
+
+
+def _multiply_add_core(emit: Emitter, tile: Tile, num_vectors: int) -> Core:
+    """A float32 times B rows that are widened to float32 as they are loaded; a step is one k."""
+    item_bytes = {"float32": 4, "bfloat16_rows": 2, "int8_rows": 1}[tile.kind]
+    load = {"float32": emit.load, "bfloat16_rows": emit.load_bfloat16, "int8_rows": emit.load_int8}[tile.kind]
+
+    def step(rows: _Rows, b_address: Any, column: Any, index: Any, accumulators: list[Any]) -> list[Any]:
+        b = emit.builder
+        b_row = b.add(b_address, b.add(emit.times(index, PANEL * item_bytes), emit.times(column, item_bytes)))
+        columns = [load(emit.address(b_row, ir.Constant(I64, v * emit.width * item_bytes))) for v in range(num_vectors)]
+        updated = []
+        for r, place in enumerate(rows.at(emit.times(index, 4))):
+            element = emit.splat(b.load(place, typ=F32, align=4))
+            for v in range(num_vectors):
+                updated.append(emit.fma(element, columns[v], accumulators[r * num_vectors + v]))
+        return updated
+
+    return step
+
+
+def _pair_core(emit: Emitter, tile: Tile, num_vectors: int) -> Core:
+    """bfloat16 times bfloat16, two k at a time; a step is such a pair."""
+    dot = pair_dot(emit)
+
+    def step(rows: _Rows, b_address: Any, column: Any, index: Any, accumulators: list[Any]) -> list[Any]:
+        b = emit.builder
+        b_row = b.add(b_address, b.add(emit.times(index, PANEL * 4), emit.times(column, 4)))
+        columns = [
+            dot.prepare(emit.load_words(emit.address(b_row, ir.Constant(I64, v * emit.width * 4))))
+            for v in range(num_vectors)
+        ]
+        updated = []
+        for r, place in enumerate(rows.at(emit.times(index, 4))):
+            element = dot.prepare(emit.splat(b.load(place, typ=I32, align=2)))
+            for v in range(num_vectors):
+                updated.append(dot.accumulate(accumulators[r * num_vectors + v], element, columns[v]))
+        return updated
+
+    return step
+
+
+def _group_core(emit: Emitter, tile: Tile, num_vectors: int) -> Core:
+    """int8 activations times int8 or int4 codes; a step is a group of 32 k."""
+    dot = integer_dot(emit)
+    is_int4 = tile.kind == "int4"
+    group_bytes = GROUP_BYTES[tile.kind]
+    quads = GROUP // 4
+    decode = _int4_decoder(emit) if is_int4 else None
+
+    def step(rows: _Rows, b_address: Any, column: Any, index: Any, accumulators: list[Any]) -> list[Any]:
+        b = emit.builder
+        group = b.add(b_address, emit.times(index, group_bytes))
+        codes = b.add(group, emit.times(column, 4))
+        scales = b.add(group, b.add(emit.times(column, 2), ir.Constant(I64, group_bytes - 2 * PANEL)))
+        places = rows.at(emit.times(index, OPERAND_GROUP_BYTES))
+        sums = []
+        for place in places:
+            start = dot.start(emit, b.load(emit.move(place, GROUP + 4), typ=I32, align=4))
+            sums += [start] * num_vectors
+        upper: list[Any] = []
+        for quad in range(quads):
+            if decode is None:
+                words = _words(emit, codes, quad, num_vectors)
+            elif quad % 2 == 0:
+                both = [decode(word) for word in _words(emit, codes, quad // 2, num_vectors)]
+                words, upper = [low for low, _ in both], [high for _, high in both]
+            else:
+                words = upper
+            columns = [dot.weights(word) for word in words]
+            for r, place in enumerate(places):
+                element = dot.activations(emit.splat(b.load(emit.move(place, quad * 4), typ=I32, align=4)))
+                for v in range(num_vectors):
+                    i = r * num_vectors + v
+                    sums[i] = dot.accumulate(sums[i], columns[v], element)
+        column_scales = [
+            emit.load_bfloat16(emit.address(scales, ir.Constant(I64, v * emit.width * 2))) for v in range(num_vectors)
+        ]
+        updated = []
+        for r, place in enumerate(places):
+            row_scale = emit.splat(b.load(emit.move(place, GROUP), typ=F32, align=4))
+            for v in range(num_vectors):
+                i = r * num_vectors + v
+                scale = emit.mul(column_scales[v], row_scale)
+                updated.append(emit.fma(b.sitofp(sums[i], emit.vector), scale, accumulators[i]))
+        return updated
+
+    return step
+
+
+def _words(emit: Emitter, codes: Any, quad: int, num_vectors: int) -> list[Any]:
+    """Four codes of each column, as int32 lanes."""
+    return [
+        emit.load_words(emit.address(codes, ir.Constant(I64, (quad * PANEL + v * emit.width) * 4)))
+        for v in range(num_vectors)
+    ]
+
+
+def _int4_decoder(emit: Emitter) -> Callable[[Any], tuple[Any, Any]]:
+    """From words of eight int4 codes a column to (four levels of the even quad, four of the odd), each plus 128."""
+    b = emit.builder
+    nibbles = emit.iconstant(0x0F0F0F0F)
+    levels = [level + 128 for level in INT4_LEVELS]
+
+    def decode(words: Any) -> tuple[Any, Any]:
+        low = b.and_(words, nibbles)
+        high = b.and_(b.lshr(words, emit.iconstant(4)), nibbles)
+        return emit.look_up(low, levels), emit.look_up(high, levels)
+
+    return decode
+
+
+_CORES: dict[str, Callable[[Emitter, Tile, int], Core]] = {
+    "float32": _multiply_add_core,
+    "bfloat16_rows": _multiply_add_core,
+    "int8_rows": _multiply_add_core,
+    "bfloat16": _pair_core,
+    "int8": _group_core,
+    "int4": _group_core,
+}
+
+
+def tile_function(module: ir.Module, features: Features, tile: Tile) -> ir.Function:
+    """The tile as a function of its own in `module`, written once: (eleven int64, see ARGUMENTS) -> void."""
+    if tile.name in module.globals:
+        found: ir.Function = module.globals[tile.name]
+        return found
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * len(ARGUMENTS)), tile.name)
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    emit_tile(builder, features, tile, **dict(zip(ARGUMENTS, function.args, strict=True)))
+    builder.ret_void()
+    return function
+
+
+def make_tile(tile: Tile) -> Any:
+    """Intrinsic that calls the tile with arguments as in ARGUMENTS, all int64."""
+
+    @intrinsic
+    def call(typingctx, a, lda, b, column, c, ldc, steps, mode, bias, prefetch, lines):
+        def codegen(context, builder, sig, args):
+            builder.call(tile_function(builder.module, cpu.features(), tile), args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * len(ARGUMENTS)), codegen
+
+    return call
+
