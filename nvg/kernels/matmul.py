@@ -12,6 +12,8 @@ from nvg.runtime.compile_cache import njit
 
 ROW_BLOCK = 240
 """Rows that pass a panel before the next one: their operands stay in the second-level cache."""
+_STREAM_AHEAD = 2 << 10  # bytes
+_FEW_ROWS = 4
 _PIECE_BYTES = 16 << 10  # of a panel, in the first-level cache while rows pass
 
 
@@ -43,7 +45,8 @@ def row_block_product(dtype: str) -> Any:
         piece = steps if num_rows <= high else piece_steps
         for start in range(0, steps, piece):
             count = min(piece, steps - start)
-            fetch = next_panel + start * b_step
+            # Few rows stream weights, and what is near is fetched in time; many rows stay with a panel meanwhile.
+            fetch = b + _STREAM_AHEAD if num_rows <= _FEW_ROWS else next_panel + start * b_step
             multiply_panel(
                 a + start * a_step, lda, num_rows, b + start * b_step, c, ldc,
                 count, mode if start == 0 else FROM_C, bias, fetch, fetch + count * b_step, lines,

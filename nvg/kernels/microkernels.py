@@ -1,8 +1,10 @@
 """Any number of rows times one panel of 32 columns: tiles of four heights, chosen so that accumulators stay in registers.
 
-With 16 registers, 6 x 2 float accumulators leave room for two columns and one broadcast; with 32, 10 x 2 (at 12 x 2 LLVM loads broadcasts so early that it spills three accumulators: a third slower). Tiles of
-int8 and int4 codes need integer and float accumulators, so half as many rows. One row alone takes the whole panel of 32
-columns, so that weights are read once, in order.
+With 16 registers, 6 x 2 float accumulators leave room for two columns and one broadcast. With 32, 8 x 2 is enough for
+the full rate, and 8 divides the batches that people use (at 12 x 2 LLVM loads broadcasts so early that it spills three
+accumulators: a third slower). Tiles of int8 and int4 codes need integer and float accumulators; the latter, used once in
+a group, are cheap to spill with 32 registers. One row alone takes the whole panel of 32 columns, so that weights are read
+once, in order.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ TILE_COLUMNS = min(PANEL, 2 * cpu.features().vector_floats)
 def heights(kind: str) -> tuple[int, int, int]:
     """Rows of the high, the middle and the low tile of a kind."""
     if kind in ("int8", "int4"):
-        return (6, 4, 2) if cpu.features().vector_registers == 32 else (3, 2, 2)
-    return (10, 6, 3) if cpu.features().vector_registers == 32 else (6, 4, 2)
+        return (8, 4, 2) if cpu.features().vector_registers == 32 else (3, 2, 2)
+    return (8, 4, 2) if cpu.features().vector_registers == 32 else (6, 4, 2)
 
 
 @cache

@@ -96,12 +96,13 @@ class Emitter:
         return self.sub(self.add(values, magic), magic)
 
     def prefetch(self, address):
-        """Ask for the cache line at an address, which need not exist."""
+        """Ask for the cache line at an address, which need not exist, in the second-level cache: the first is full of
+        what is at work."""
         b = self.builder
         function_type = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
         function = cgutils.get_or_insert_function(b.module, function_type, "llvm.prefetch.p0")
-        read, all_levels, data = ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)
-        b.call(function, [self.address(address), read, all_levels, data])
+        read, second_level, data = ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)
+        b.call(function, [self.address(address), read, second_level, data])
 
     def look_up(self, nibbles, table):
         """Bytes of `table` (16 numbers 0 .. 255) at the indices 0 .. 15 in each byte of int32 lanes; int32 lanes."""
