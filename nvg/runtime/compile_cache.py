@@ -55,9 +55,8 @@ def _sources_digest() -> str:
     """Digest of every source file that can reach machine code, and of the compilers' versions."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256(f"{__version__} {numba.__version__} {llvmlite.__version__} {sys.version}".encode())
-    for path in sorted(
-        [*package.glob("kernels/*.py"), *package.glob("runtime/*.py"), package / "sampling" / "math.py"]
-    ):
+    sampling = (package / "sampling" / name for name in ("math.py", "random.py", "select.py", "vector.py"))
+    for path in sorted([*package.glob("kernels/*.py"), *package.glob("runtime/*.py"), *sampling]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -197,15 +196,18 @@ class _FileCache(_Cache):  # type: ignore[misc]
                 temporary.unlink()
 
 
-def njit(function: Callable[..., Any] | None = None, *, cached: bool = False, inline: bool = False) -> Any:
-    """Compile a function in nopython mode: GIL released, no bounds checks, division as NumPy has it, exact floats.
+def njit(
+    function: Callable[..., Any] | None = None, *, cached: bool = False, inline: bool = False, nogil: bool = True
+) -> Any:
+    """Compile a function in nopython mode: no bounds checks, division as NumPy has it, exact floats.
 
     `cached`: keep the machine code on disk. For functions that Python calls; those that only other compiled functions
-    call become part of their callers' code.
+    call become part of their callers' code. `nogil`: release the GIL; not worth it for a few microseconds, because
+    getting it back can take a busy thread's whole turn.
     """
 
     def decorate(py_func: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(nogil=True, error_model="numpy", inline="always" if inline else "never")(py_func)
+        dispatcher = numba.njit(nogil=nogil, error_model="numpy", inline="always" if inline else "never")(py_func)
         if cached:
             dispatcher._cache = _FileCache(py_func)
         return dispatcher
