@@ -267,21 +267,24 @@ def function_step(dispatcher: Any, signature: tuple[Any, ...]) -> CompileStep:
     )
 
 
-def prepare(steps: Sequence[CompileStep], report: Report | None = None) -> None:
+def prepare(
+    steps: Sequence[CompileStep], report: Report | None = None, *, what: str = "kernels", about_s: int = 20
+) -> None:
     """Compile or load everything in `steps`.
 
     What is missing is compiled under the cache's lock, by one process at a time; `report` is told of it line by line,
-    and of nothing when all of it is there.
+    and of nothing when all of it is there. `what`, `about_s`: what the lines call the steps, and how long all of them
+    can take.
     """
     if not all(step.is_cached() for step in steps):
         report = report or (lambda line: None)
         start = time.perf_counter()
-        report("compiling kernels for this machine, once (about 20 s) ...")
+        report(f"compiling {what} for this machine, once (about {about_s} s) ...")
         with _store.lock(report):
             missing = [step for step in steps if not step.is_cached()]
             for number, step in enumerate(missing, 1):
                 report(f"compiling {step.name} ({number} of {len(missing)}) ...")
                 step.compile()
-        report(f"kernels ready in {time.perf_counter() - start:.1f} s")
+        report(f"{what} ready in {time.perf_counter() - start:.1f} s")
     for step in steps:
         step.compile()

@@ -12,12 +12,18 @@ from typing import Any
 import numpy as np
 
 from nvg.errors import EngineError, SamplerError
-from nvg.sampling import select
+from nvg.runtime.compile_cache import CompileStep
+from nvg.sampling import random, select
 from nvg.sampling.contract import Logits, SamplerRequest, TokenIds
 from nvg.sampling.draw import draw
 from nvg.sampling.random import DRAW_STAGE, uniform
 
 _FAULTS = Exception, SystemExit  # sys.exit() in a sampler must not end the thread that everybody's steps run on
+
+
+def compile_steps() -> list[CompileStep]:
+    """All that must be compiled before nvg's own samplers and the draw can run."""
+    return [*random.compile_steps(), *select.compile_steps()]
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _uniform(seed: int, choice: int, position: int, stage: int, draw: int) -> fl
     return (word >> np.uint64(11)) * 2.0**-53
 
 
-def steps() -> list[CompileStep]:
+def compile_steps() -> list[CompileStep]:
     """All of this file that `uniform` calls."""
     return [function_step(_uniform, (types.int64,) * 5)]
 

@@ -359,7 +359,7 @@ def pick(row: Logits, uniform: float, sums: Float64) -> tuple[int, float]:
     return first, np.float64(row[first]) - np.float64(top) - math.log(total)
 
 
-def steps() -> list[CompileStep]:
+def compile_steps() -> list[CompileStep]:
     """All of this file that Python calls."""
     row, ids, wide = types.float32[::1], types.int32[::1], types.float64[::1]
     int64, float64 = types.int64, types.float64
