@@ -104,7 +104,9 @@ def check_all(row, k, p):
     index, logprob = select.pick(row, p, sums)
     np.testing.assert_allclose(sums, cumulative, rtol=1e-14)
     assert index == np.searchsorted(sums, p * sums[-1], side="right")
-    assert logprob == pytest.approx(float(row[index]) - float(row.max()) - math.log(cumulative[-1]), abs=1e-12, rel=1e-12)
+    assert logprob == pytest.approx(
+        float(row[index]) - float(row.max()) - math.log(cumulative[-1]), abs=1e-12, rel=1e-12
+    )
 
 
 @settings(deadline=None)

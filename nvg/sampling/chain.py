@@ -150,9 +150,7 @@ class Chain:
         self._accept(token_id, logprob, step)
         return token_id, logprob
 
-    def _candidates(
-        self, logits: Logits, banned: Sequence[int] | TokenIds, step: int
-    ) -> tuple[Logits, TokenIds, int]:
+    def _candidates(self, logits: Logits, banned: Sequence[int] | TokenIds, step: int) -> tuple[Logits, TokenIds, int]:
         """The row that the first stage sees, its ids, and how many of them are not removed: the tokenizer's ids but the
         banned ones."""
         candidates = logits[: self._num_ids]

@@ -180,7 +180,8 @@ def _filled(size: int, value: np.float32) -> Logits:
 @njit
 def _where_between(row: Logits, low: np.float32, high: np.float32) -> TokenIds:
     """The indices of the values with low <= value < high."""
-    found = np.empty(_count_reaching(row, low) - _count_reaching(row, high), np.int32)
+    num_above = _count_reaching(row, high) if high < _INF else 0
+    found = np.empty(_count_reaching(row, low) - num_above, np.int32)
     size = 0
     for start in range(0, row.size, CHUNK):
         bits = _bits(row, start, low, high)
@@ -188,6 +189,8 @@ def _where_between(row: Logits, low: np.float32, high: np.float32) -> TokenIds:
             found[size] = start + vector.lowest_bit(bits)
             bits &= bits - np.uint32(1)
             size += 1
+    for i in range(size, found.size):  # none, but for a row that breaks the rules
+        found[i] = 0
     return found
 
 
@@ -203,7 +206,7 @@ def _taken(row: Logits, indices: TokenIds, filler: np.float32) -> Logits:
 @njit(cached=True, nogil=False)
 def kth_largest(row: Logits, k: int) -> np.float32:
     """The k-th largest, 1 <= k <= n; equal ones count each."""
-    low, high = -_INF, _above(largest(row))
+    low, high = -_INF, _INF
     values, gives_bound = row, row.size > _FEW and 2 * k <= _COLUMNS
     if gives_bound:
         # Each of the k largest column maxima is an element: so many are at least as large as the k-th of them.

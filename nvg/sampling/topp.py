@@ -8,6 +8,7 @@ import numpy as np
 from nvg.sampling import select
 from nvg.sampling.contract import Logits, State, TokenIds
 
+
 @dataclass(frozen=True)
 class TopP:
     """Nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751): keep the smallest set of most probable tokens whose

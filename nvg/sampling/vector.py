@@ -94,9 +94,7 @@ def _candidates_or_fault(emit, left, faults):
     return b.select(b.icmp_signed("==", _total(b, faults), none), _total(b, left), ir.Constant(I64, -1))
 
 
-count_candidates = _tally(
-    [lambda emit: emit.iconstant(0)] * 2, _candidates, _candidates_or_fault, types.int64
-)
+count_candidates = _tally([lambda emit: emit.iconstant(0)] * 2, _candidates, _candidates_or_fault, types.int64)
 """How many are above -inf; -1 if any is NaN or +inf. `bound` is not used."""
 
 count_reaching = _tally(
