@@ -100,7 +100,8 @@ class Chain:
         self._num_ids = min(request.vocab_size, request.tokenizer.vocab_size)
         width = request.vocab_size if wide else self._num_ids
         self._token_ids = np.arange(width, dtype=np.int32)
-        self._shown_ids = _read_only(self._token_ids)
+        self._token_ids.flags.writeable = False
+        self._shown_ids = self._token_ids.view()
         self._scratch = np.empty(width, dtype=np.float64)
 
     def sample(
@@ -119,13 +120,12 @@ class Chain:
         which ends this request only, if a sampler fails or breaks its contract.
         """
         step = output_token_ids.size
-        # Beside the ids that samplers see are those that kernels get: they take no read-only arrays.
         candidates, token_ids, num_left = self._candidates(logits, banned, step)
-        shown_ids = self._shown_ids
+        shown_ids = self._shown_ids  # views: whoever holds an array that owns its memory can make it writable
         for index, (stage, sampler) in enumerate(zip(self._stages, self._samplers, strict=True)):
             if index > self._last_wide and num_left < candidates.size:
                 candidates, token_ids = _compact(candidates, token_ids, num_left)
-                shown_ids = _read_only(token_ids)
+                shown_ids = token_ids.view()
             removed = candidates == -np.inf if num_left < candidates.size else None
             state = _State(prompt_token_ids, output_token_ids, self._seed, self._choice, index)
             try:
@@ -201,9 +201,14 @@ def _fault(logits: Logits) -> str:
 
 
 def _compact(logits: Logits, token_ids: TokenIds, num_left: int) -> tuple[Logits, TokenIds]:
-    """The candidates that are left, in the same order."""
+    """The candidates that are left, in the same order.
+
+    Ids own their memory and are read-only, so that no view that a sampler gets can be made writable.
+    """
     left, left_ids = np.empty(num_left, np.float32), np.empty(num_left, np.int32)
+    token_ids.flags.writeable = True  # kernels are compiled for writable arrays
     select.compact(logits, token_ids, left, left_ids)
+    token_ids.flags.writeable = left_ids.flags.writeable = False
     return left, left_ids
 
 
