@@ -21,7 +21,8 @@ from nvg.model.contract import Float32, ModelRunner
 from nvg.params import EngineConfig, Piece, RequestOutput, SamplingParams
 from nvg.plugins import registry
 from nvg.progress import Progress
-from nvg.runtime.compile_cache import Report
+from nvg.runtime.compile_cache import Report, prepare
+from nvg.sampling import chain
 from nvg.sampling.compose import resolve
 from nvg.sampling.random import new_seed
 from nvg.tokenizers.contract import Tokenizer
@@ -62,7 +63,7 @@ class LLM:
                 )
             model_class = registry().models.load(checkpoint.config.model_type)
             runner = model_class.from_checkpoint(checkpoint.config, checkpoint, config, report)
-        self._start(config, runner, tokenizer)
+        self._start(config, runner, tokenizer, report)
         self.load_s = time.perf_counter() - start
 
     @classmethod
@@ -73,10 +74,15 @@ class LLM:
         llm.load_s = 0.0
         return llm
 
-    def _start(self, config: EngineConfig, runner: ModelRunner, tokenizer: Tokenizer) -> None:
+    def _start(
+        self, config: EngineConfig, runner: ModelRunner, tokenizer: Tokenizer, report: Report | None = None
+    ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         try:
+            # Only what is missing: of what is on disk a chain loads the few that it uses, when it first does.
+            missing = [step for step in chain.compile_steps() if not step.is_cached()]
+            prepare(missing, report, what="sampling kernels", about_s=4)
             self._engine = Engine(config, runner, tokenizer)
         except BaseException:
             runner.close()

@@ -54,3 +54,12 @@ def test_kv_cache_measures_both_ways_and_says_that_it_can_not_plot(run):
     assert result["positions"] == [1, 40, 70]
     assert len(result["cached_s"]) == len(result["recomputed_s"]) == 3
     assert "no plot: no matplotlib here; `pip install matplotlib`" in process.stderr
+
+
+def test_sampling_measures_nvg_and_names_missing_peers(run):
+    process, result = run("sampling.py", "--vocab-size", "300", "--repetitions", "3", "--json", "result.json")
+    assert process.returncode == 0, process.stderr
+    for rows in result["us"].values():
+        assert [len(engines["nvg"]) for engines in rows.values()] == [3, 3]
+    assert list(result["problems"]) == ["llama.cpp", "transformers"]
+    assert "llama.cpp missing: no llama_cpp here" in process.stdout

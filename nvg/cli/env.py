@@ -17,15 +17,16 @@ from nvg.cli.table import print_table
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def env(output_format: str) -> None:
     """Show this machine, the versions and the caches: what a bug report needs."""
-    from nvg.model.runner import compile_steps
+    from nvg.model import runner
     from nvg.plugins import registry
     from nvg.runtime import cores, cpu
     from nvg.runtime.compile_cache import cache_directory
+    from nvg.sampling import chain
 
     triple, name, features = cpu.target()
     able = cpu.features()
     wanted = ("avx2", "fma", "f16c", "avx512f", "avx512vnni", "avxvnni", "avx512bf16", "amx-tile", "neon", "dotprod")
-    steps = compile_steps()
+    steps = [*runner.compile_steps(), *chain.compile_steps()]
     names = registry()
     plugins = sorted(
         {entry.origin for kind in (names.samplers, names.tokenizers, names.models) for entry in kind.entries()}

@@ -55,9 +55,8 @@ def _sources_digest() -> str:
     """Digest of every source file that can reach machine code, and of the compilers' versions."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256(f"{__version__} {numba.__version__} {llvmlite.__version__} {sys.version}".encode())
-    for path in sorted(
-        [*package.glob("kernels/*.py"), *package.glob("runtime/*.py"), package / "sampling" / "math.py"]
-    ):
+    sampling = (package / "sampling" / name for name in ("math.py", "random.py", "select.py", "vector.py"))
+    for path in sorted([*package.glob("kernels/*.py"), *package.glob("runtime/*.py"), *sampling]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -197,15 +196,18 @@ class _FileCache(_Cache):  # type: ignore[misc]
                 temporary.unlink()
 
 
-def njit(function: Callable[..., Any] | None = None, *, cached: bool = False, inline: bool = False) -> Any:
-    """Compile a function in nopython mode: GIL released, no bounds checks, division as NumPy has it, exact floats.
+def njit(
+    function: Callable[..., Any] | None = None, *, cached: bool = False, inline: bool = False, nogil: bool = True
+) -> Any:
+    """Compile a function in nopython mode: no bounds checks, division as NumPy has it, exact floats.
 
     `cached`: keep the machine code on disk. For functions that Python calls; those that only other compiled functions
-    call become part of their callers' code.
+    call become part of their callers' code. `nogil`: release the GIL; not worth it for a few microseconds, because
+    getting it back can take a busy thread's whole turn.
     """
 
     def decorate(py_func: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(nogil=True, error_model="numpy", inline="always" if inline else "never")(py_func)
+        dispatcher = numba.njit(nogil=nogil, error_model="numpy", inline="always" if inline else "never")(py_func)
         if cached:
             dispatcher._cache = _FileCache(py_func)
         return dispatcher
@@ -266,21 +268,24 @@ def function_step(dispatcher: Any, signature: tuple[Any, ...]) -> CompileStep:
     )
 
 
-def prepare(steps: Sequence[CompileStep], report: Report | None = None) -> None:
+def prepare(
+    steps: Sequence[CompileStep], report: Report | None = None, *, what: str = "kernels", about_s: int = 20
+) -> None:
     """Compile or load everything in `steps`.
 
     What is missing is compiled under the cache's lock, by one process at a time; `report` is told of it line by line,
-    and of nothing when all of it is there.
+    and of nothing when all of it is there. `what`, `about_s`: what the lines call the steps, and how long all of them
+    can take.
     """
     if not all(step.is_cached() for step in steps):
         report = report or (lambda line: None)
         start = time.perf_counter()
-        report("compiling kernels for this machine, once (about 20 s) ...")
+        report(f"compiling {what} for this machine, once (about {about_s} s) ...")
         with _store.lock(report):
             missing = [step for step in steps if not step.is_cached()]
             for number, step in enumerate(missing, 1):
                 report(f"compiling {step.name} ({number} of {len(missing)}) ...")
                 step.compile()
-        report(f"kernels ready in {time.perf_counter() - start:.1f} s")
+        report(f"{what} ready in {time.perf_counter() - start:.1f} s")
     for step in steps:
         step.compile()

@@ -12,11 +12,18 @@ from typing import Any
 import numpy as np
 
 from nvg.errors import EngineError, SamplerError
+from nvg.runtime.compile_cache import CompileStep
+from nvg.sampling import random, select
 from nvg.sampling.contract import Logits, SamplerRequest, TokenIds
 from nvg.sampling.draw import draw
 from nvg.sampling.random import DRAW_STAGE, uniform
 
 _FAULTS = Exception, SystemExit  # sys.exit() in a sampler must not end the thread that everybody's steps run on
+
+
+def compile_steps() -> list[CompileStep]:
+    """All that must be compiled before nvg's own samplers and the draw can run."""
+    return [*random.compile_steps(), *select.compile_steps()]
 
 
 @dataclass(frozen=True)
@@ -37,16 +44,26 @@ class Stage:
 class _State:
     """What a sampler may look at: a `nvg.sampling.contract.State`."""
 
-    __slots__ = ("_choice", "_num_drawn", "_seed", "_stage", "output_token_ids", "prompt_token_ids", "step")
+    __slots__ = ("_choice", "_num_drawn", "_output", "_prompt", "_seed", "_stage", "step")
 
     def __init__(self, prompt: TokenIds, output: TokenIds, seed: int, choice: int, stage: int) -> None:
-        self.prompt_token_ids = prompt
-        self.output_token_ids = output
+        self._prompt = prompt
+        self._output = output
         self.step = output.size
         self._seed = seed
         self._choice = choice
         self._stage = stage
         self._num_drawn = 0
+
+    @property
+    def prompt_token_ids(self) -> TokenIds:
+        """The prompt, read-only."""
+        return _read_only(self._prompt)
+
+    @property
+    def output_token_ids(self) -> TokenIds:
+        """The output so far, read-only."""
+        return _read_only(self._output)
 
     def uniform(self) -> float:
         """The next uniform number in [0, 1) of this stage at this output position."""
@@ -69,6 +86,11 @@ class Chain:
         self._seed = seed
         self._choice = choice
         self._samplers = [_started(stage, request) for stage in self._stages]
+        self._accepting = [
+            (stage, sampler)
+            for stage, sampler in zip(self._stages, self._samplers, strict=True)
+            if getattr(sampler, "accept", None) is not None
+        ]
         wide = [
             index
             for index, (stage, sampler) in enumerate(zip(self._stages, self._samplers, strict=True))
@@ -79,6 +101,7 @@ class Chain:
         width = request.vocab_size if wide else self._num_ids
         self._token_ids = np.arange(width, dtype=np.int32)
         self._token_ids.flags.writeable = False
+        self._shown_ids = self._token_ids.view()
         self._scratch = np.empty(width, dtype=np.float64)
 
     def sample(
@@ -96,52 +119,62 @@ class Chain:
         Returns (token_id, log-probability in nats under the distribution that was drawn from). Raises SamplerError,
         which ends this request only, if a sampler fails or breaks its contract.
         """
-        prompt, output = _read_only(prompt_token_ids), _read_only(output_token_ids)
-        candidates, token_ids = self._candidates(logits, banned, output.size)
+        step = output_token_ids.size
+        candidates, token_ids, num_left = self._candidates(logits, banned, step)
+        shown_ids = self._shown_ids  # views: whoever holds an array that owns its memory can make it writable
         for index, (stage, sampler) in enumerate(zip(self._stages, self._samplers, strict=True)):
-            state = _State(prompt, output, self._seed, self._choice, index)
-            removed = candidates == -np.inf if index <= self._last_wide else None
+            if index > self._last_wide and num_left < candidates.size:
+                candidates, token_ids = _compact(candidates, token_ids, num_left)
+                shown_ids = token_ids.view()
+            removed = candidates == -np.inf if num_left < candidates.size else None
+            state = _State(prompt_token_ids, output_token_ids, self._seed, self._choice, index)
             try:
-                returned = sampler.apply(candidates, _read_only(token_ids), state)
+                returned = sampler.apply(candidates, shown_ids, state)
             except _FAULTS as error:
-                raise SamplerError(_at(stage, f"raised {_cause(error)}", output.size)) from error
+                raise SamplerError(_at(stage, f"raised {_cause(error)}", step)) from error
             if returned is not None:
                 fault = f"returned a {type(returned).__name__}; apply edits logits in place and returns None"
-                raise SamplerError(_at(stage, fault, output.size))
+                raise SamplerError(_at(stage, fault, step))
             if removed is not None:
-                candidates[removed] = -np.inf  # what one stage removed, no later one brings back
-            if row_fault := _fault(candidates):
-                raise SamplerError(_at(stage, row_fault, output.size))
-            if index >= self._last_wide:
-                candidates, token_ids = _compact(candidates, token_ids)
-        number = uniform(self._seed, self._choice, output.size, DRAW_STAGE, 0)
-        token_id, logprob = draw(candidates, token_ids, number, self._scratch)
-        self._accept(token_id, logprob, output.size)
+                np.copyto(candidates, -np.inf, where=removed)  # what one stage removed, no later one brings back
+            num_left = select.count_candidates(candidates)
+            if num_left <= 0:
+                raise SamplerError(_at(stage, _fault(candidates), step))
+        if num_left < candidates.size:
+            candidates, token_ids = _compact(candidates, token_ids, num_left)
+        if num_left == 1:
+            token_id, logprob = int(token_ids[0]), 0.0
+        else:
+            number = uniform(self._seed, self._choice, step, DRAW_STAGE, 0)
+            token_id, logprob = draw(candidates, token_ids, number, self._scratch)
+        self._accept(token_id, logprob, step)
         return token_id, logprob
 
-    def _candidates(self, logits: Logits, banned: Sequence[int] | TokenIds, step: int) -> tuple[Logits, TokenIds]:
-        """The row that the first stage sees: the tokenizer's ids but the banned ones."""
-        if fault := _fault(logits[: self._num_ids]):
-            raise EngineError(f"the model {fault} at output token {step}; its weights may be damaged")
-        candidates = logits[: self._token_ids.size]
-        candidates[self._num_ids :] = -np.inf
+    def _candidates(self, logits: Logits, banned: Sequence[int] | TokenIds, step: int) -> tuple[Logits, TokenIds, int]:
+        """The row that the first stage sees, its ids, and how many of them are not removed: the tokenizer's ids but the
+        banned ones."""
+        candidates = logits[: self._num_ids]
+        num_left = select.count_candidates(candidates)
+        if num_left <= 0:
+            raise EngineError(f"the model {_fault(candidates)} at output token {step}; its weights may be damaged")
+        width = self._token_ids.size
+        if width > self._num_ids:
+            candidates = logits[:width]
+            candidates[self._num_ids :] = -np.inf
         if len(banned):
             ids = np.asarray(banned)
-            candidates[ids[ids < candidates.size]] = -np.inf
-            if not (candidates > -np.inf).any():
+            candidates[ids[ids < width]] = -np.inf
+            num_left = select.count_candidates(candidates)
+            if num_left == 0:
                 raise EngineError(f"no token is left to draw at output token {step}: all are banned")
-        if self._last_wide >= 0:
-            return candidates, self._token_ids
-        return _compact(candidates, self._token_ids)
+        return candidates, self._token_ids, num_left
 
     def _accept(self, token_id: int, logprob: float, step: int) -> None:
-        for stage, sampler in zip(self._stages, self._samplers, strict=True):
-            accept = getattr(sampler, "accept", None)
-            if accept is not None:
-                try:
-                    accept(token_id, logprob)
-                except _FAULTS as error:
-                    raise SamplerError(_at(stage, f"raised in accept {_cause(error)}", step)) from error
+        for stage, sampler in self._accepting:
+            try:
+                sampler.accept(token_id, logprob)
+            except _FAULTS as error:
+                raise SamplerError(_at(stage, f"raised in accept {_cause(error)}", step)) from error
 
 
 def _started(stage: Stage, request: SamplerRequest) -> Any:
@@ -158,23 +191,25 @@ def _started(stage: Stage, request: SamplerRequest) -> Any:
     return sampler
 
 
-def _fault(logits: Logits) -> str | None:
-    """What makes a row unfit to draw from, if anything."""
-    top = logits.max()  # NaN if there is one
-    if np.isnan(top):
-        return f"left NaN for {np.count_nonzero(np.isnan(logits))} of {logits.size} candidates"
-    if top == np.inf:
-        return f"left +inf for {np.count_nonzero(logits == np.inf)} of {logits.size} candidates"
-    return "removed every candidate" if top == -np.inf else None
+def _fault(logits: Logits) -> str:
+    """What makes a row unfit to draw from."""
+    if num_nans := np.count_nonzero(np.isnan(logits)):
+        return f"left NaN for {num_nans} of {logits.size} candidates"
+    if num_infinite := np.count_nonzero(logits == np.inf):
+        return f"left +inf for {num_infinite} of {logits.size} candidates"
+    return "removed every candidate"
 
 
-def _compact(logits: Logits, token_ids: TokenIds) -> tuple[Logits, TokenIds]:
-    """The candidates that are left, in the same order; the very arrays if that is all."""
-    kept = logits > -np.inf
-    if np.count_nonzero(kept) == logits.size:
-        return logits, token_ids
-    index = np.flatnonzero(kept)
-    return logits[index], _read_only(token_ids[index])
+def _compact(logits: Logits, token_ids: TokenIds, num_left: int) -> tuple[Logits, TokenIds]:
+    """The candidates that are left, in the same order.
+
+    Ids own their memory and are read-only, so that no view that a sampler gets can be made writable.
+    """
+    left, left_ids = np.empty(num_left, np.float32), np.empty(num_left, np.int32)
+    token_ids.flags.writeable = True  # kernels are compiled for writable arrays
+    select.compact(logits, token_ids, left, left_ids)
+    token_ids.flags.writeable = left_ids.flags.writeable = False
+    return left, left_ids
 
 
 def _read_only(token_ids: TokenIds) -> TokenIds:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
+from nvg.sampling import select
 from nvg.sampling.contract import Logits, State, TokenIds
 
 
@@ -17,7 +16,4 @@ class Greedy:
 
 def keep_most_probable(logits: Logits) -> None:
     """Remove all but the first of the largest logits: float32 (n,), edited in place."""
-    best = int(np.argmax(logits))
-    top = logits[best]
-    logits[:] = -np.inf
-    logits[best] = top
+    select.keep_first_largest(logits)

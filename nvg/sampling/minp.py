@@ -4,8 +4,7 @@ import math
 import numbers
 from dataclasses import dataclass
 
-import numpy as np
-
+from nvg.sampling import select
 from nvg.sampling.contract import Logits, State, TokenIds
 
 
@@ -25,4 +24,4 @@ class MinP:
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.p:
             # A ratio of probabilities is a difference of logits: no softmax is needed.
-            np.putmask(logits, logits < float(logits.max()) + math.log(self.p), -np.inf)
+            select.keep_ratio(logits, math.log(self.p))

@@ -4,8 +4,7 @@ import math
 import numbers
 from dataclasses import dataclass
 
-import numpy as np
-
+from nvg.sampling import select
 from nvg.sampling.contract import Logits, State, TokenIds
 from nvg.sampling.greedy import keep_most_probable
 
@@ -29,7 +28,4 @@ class Temperature:
             keep_most_probable(logits)
         elif self.t != 1:
             # Relative to the largest, which stays 0: no t, however small, makes a logit +inf or NaN.
-            scaled = np.subtract(logits, float(logits.max()), dtype=np.float64)
-            with np.errstate(over="ignore"):  # to -inf: so improbable that it is removed
-                scaled /= self.t
-                logits[:] = scaled
+            select.divide(logits, float(self.t))

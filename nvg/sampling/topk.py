@@ -3,8 +3,7 @@
 import numbers
 from dataclasses import dataclass
 
-import numpy as np
-
+from nvg.sampling import select
 from nvg.sampling.contract import Logits, State, TokenIds
 
 
@@ -29,14 +28,5 @@ class TopK:
 def keep_top_k(logits: Logits, k: int) -> None:
     """Remove all but the k largest logits: float32 (n,), edited in place; exactly min(k, n) stay, of equal ones the
     first."""
-    n = logits.size
-    if k < n:
-        keep_from(logits, np.partition(logits, n - k)[n - k], k)
-
-
-def keep_from(logits: Logits, threshold: np.float32, k: int) -> None:
-    """`keep_top_k` where the k-th largest logit is known to be `threshold`."""
-    room = k - int(np.count_nonzero(logits > threshold))
-    tied = np.flatnonzero(logits == threshold)
-    np.putmask(logits, logits < threshold, -np.inf)
-    logits[tied[room:]] = -np.inf
+    if k < logits.size:
+        select.keep_from(logits, select.kth_largest(logits, int(k)), int(k))

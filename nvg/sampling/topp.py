@@ -5,12 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nvg.sampling import select
 from nvg.sampling.contract import Logits, State, TokenIds
-from nvg.sampling.topk import keep_from
-
-# How many of the largest logits to sort, tried in turn before all: a nucleus is mostly small, and sorting so many is
-# much cheaper than sorting a vocabulary.
-_HEADS = 256, 8192
 
 
 @dataclass(frozen=True)
@@ -29,8 +25,7 @@ class TopP:
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.p < 1:
-            threshold, size = nucleus(logits, self.p)
-            keep_from(logits, threshold, size)
+            select.keep_from(logits, *select.nucleus(logits, float(self.p)))
 
 
 def nucleus(logits: Logits, p: float) -> tuple[np.float32, int]:
@@ -39,14 +34,5 @@ def nucleus(logits: Logits, p: float) -> tuple[np.float32, int]:
     logits: float32 (n,), at least one finite. p: in (0, 1]. Probabilities are those of the tokens that are left: their
     weights have the precision of the logits, float32; sums are float64.
     """
-    n = logits.size
-    top = logits.max()
-    target = p * float(np.exp(logits - top).sum(dtype=np.float64))
-    for head in (*_HEADS, n):
-        if head <= n:
-            largest = np.sort(np.partition(logits, n - head)[n - head :] if head < n else logits)[::-1]
-            reached = np.exp(np.subtract(largest, top, order="C")).astype(np.float64).cumsum()
-            size = int(np.searchsorted(reached, target)) + 1
-            if size <= head:
-                return largest[size - 1], size
-    return largest[-1], n  # p is so near to 1 that rounding kept the sum below it
+    threshold, size = select.nucleus(logits, float(p))
+    return np.float32(threshold), size

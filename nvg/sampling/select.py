@@ -1,0 +1,379 @@
+"""Compiled passes over one row of candidates: what the chain, the built-in samplers and the draw are made of.
+
+Rows are float32 (n,), contiguous, without NaN or +inf unless said otherwise; -inf is a removed candidate. Nothing is
+sorted: bounds cut a row down to the few values that matter, and what is exact is decided among those. Every result is a
+function of the row alone.
+"""
+
+# mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False, warn-return-any=False
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from numba.core import types
+
+from nvg.runtime.compile_cache import CompileStep, function_step, njit
+from nvg.sampling import vector
+from nvg.sampling.contract import Logits, TokenIds
+from nvg.sampling.vector import CHUNK, LANES
+
+Float64 = npt.NDArray[np.float64]
+
+_LOWEST, _HIGHEST = np.finfo(np.float32).min, np.finfo(np.float32).max
+_INF = np.float32(np.inf)
+_SIGN = 0x7FFFFFFF
+_FEW = 4096
+"""Rows up to this size are searched as they are; longer ones are cut down first."""
+_COLUMNS = 1024
+_HALVINGS = 8
+_ALMOST_ONE = 1 - 1e-9
+
+
+@njit
+def _key(value: np.float32) -> np.int64:
+    """A float32 as an integer that orders as it does; 0 for both zeros."""
+    bits = np.int64(np.float32(value + np.float32(0)).view(np.int32))
+    return bits if bits >= 0 else bits ^ _SIGN
+
+
+@njit
+def _value(key: np.int64) -> np.float32:
+    """The float32 of a `_key`."""
+    return np.int32(key if key >= 0 else key ^ _SIGN).view(np.float32)
+
+
+@njit
+def _above(value: np.float32) -> np.float32:
+    """The next larger float32."""
+    return _value(_key(value) + 1)
+
+
+@njit
+def largest(row: Logits) -> np.float32:
+    """The largest logit."""
+    whole = row.size // CHUNK
+    top = vector.largest(row, 0, whole, _LOWEST)
+    for i in range(whole * CHUNK, row.size):
+        top = max(top, row[i])
+    return min(top, _HIGHEST)  # a row that breaks the rules gets a wrong answer, not memory that is not its own
+
+
+@njit
+def _count_reaching(row: Logits, bound: np.float32) -> np.int64:
+    """How many are at least `bound`."""
+    whole = row.size // CHUNK
+    count = vector.count_reaching(row, 0, whole, bound)
+    for i in range(whole * CHUNK, row.size):
+        count += row[i] >= bound
+    return count
+
+
+@njit(cached=True, nogil=False)
+def count_candidates(row: Logits) -> int:
+    """How many are above -inf; -1 if any is NaN or +inf."""
+    whole = row.size // CHUNK
+    count = vector.count_candidates(row, 0, whole, _LOWEST)
+    for i in range(whole * CHUNK, row.size):
+        if not row[i] < _INF:
+            return -1
+        if count >= 0 and row[i] >= _LOWEST:
+            count += 1
+    return count
+
+
+@njit
+def _bits(row: Logits, start: int, low: np.float32, high: np.float32) -> int:
+    """Which of the up to `CHUNK` values from `start` on have low <= value < high: bit i for row[start + i]."""
+    if start + CHUNK <= row.size:
+        return vector.bits_between(row, start, low, high)
+    bits = np.uint32(0)
+    for i in range(start, row.size):
+        if low <= row[i] < high:
+            bits |= np.uint32(1) << np.uint32(i - start)
+    return bits
+
+
+@njit(cached=True, nogil=False)
+def compact(row: Logits, token_ids: TokenIds, out: Logits, out_ids: TokenIds) -> None:
+    """Copy the candidates above -inf and their ids, in order, into `out` and `out_ids`, which have that size."""
+    size = 0
+    for start in range(0, row.size, CHUNK):
+        bits = _bits(row, start, _LOWEST, _INF)
+        while bits:
+            i = start + vector.lowest_bit(bits)
+            bits &= bits - np.uint32(1)
+            out[size] = row[i]
+            out_ids[size] = token_ids[i]
+            size += 1
+
+
+@njit
+def argmax(row: Logits) -> int:
+    """Index of the largest; of equal ones the first."""
+    top = largest(row)
+    start = 0
+    bits = _bits(row, start, top, _INF)
+    while not bits and start + CHUNK < row.size:
+        start += CHUNK
+        bits = _bits(row, start, top, _INF)
+    return start + vector.lowest_bit(bits) if bits else 0
+
+
+@njit(cached=True, nogil=False)
+def keep_first_largest(row: Logits) -> None:
+    """Remove all but the first of the largest, in place."""
+    best = argmax(row)
+    top = row[best]
+    for i in range(row.size):
+        row[i] = -_INF
+    row[best] = top
+
+
+@njit
+def _remove_below(row: Logits, bound: np.float32) -> None:
+    for i in range(row.size):
+        row[i] = row[i] if row[i] >= bound else -_INF
+
+
+@njit(cached=True, nogil=False)
+def keep_ratio(row: Logits, log_ratio: float) -> None:
+    """Remove, in place, what is less than e^log_ratio times as probable as the most probable."""
+    _remove_below(row, np.float32(np.float64(largest(row)) + log_ratio))
+
+
+@njit(cached=True, nogil=False)
+def keep_from(row: Logits, threshold: np.float32, size: int) -> None:
+    """Remove all but the `size` largest, in place, where the last of these is known to be `threshold`; of equal ones
+    the first stay."""
+    threshold = np.float32(threshold)
+    above = _above(threshold)
+    room = size - _count_reaching(row, above)
+    tied = _count_reaching(row, threshold) - (size - room)
+    _remove_below(row, threshold)
+    if tied <= room:
+        return
+    for start in range(0, row.size, CHUNK):
+        bits = _bits(row, start, threshold, above)
+        while bits:
+            if room <= 0:
+                row[start + vector.lowest_bit(bits)] = -_INF
+            bits &= bits - np.uint32(1)
+            room -= 1
+
+
+@njit
+def _padded(size: int) -> int:
+    return (size + CHUNK - 1) // CHUNK * CHUNK
+
+
+@njit
+def _filled(size: int, value: np.float32) -> Logits:
+    filled = np.empty(size, np.float32)
+    for i in range(size):
+        filled[i] = value
+    return filled
+
+
+@njit
+def _where_between(row: Logits, low: np.float32, high: np.float32) -> TokenIds:
+    """The indices of the values with low <= value < high."""
+    num_above = _count_reaching(row, high) if high < _INF else 0
+    found = np.empty(_count_reaching(row, low) - num_above, np.int32)
+    size = 0
+    for start in range(0, row.size, CHUNK):
+        bits = _bits(row, start, low, high)
+        while bits:
+            found[size] = start + vector.lowest_bit(bits)
+            bits &= bits - np.uint32(1)
+            size += 1
+    for i in range(size, found.size):  # none, but for a row that breaks the rules
+        found[i] = 0
+    return found
+
+
+@njit
+def _taken(row: Logits, indices: TokenIds, filler: np.float32) -> Logits:
+    """row[indices], and `filler` up to a multiple of `CHUNK`."""
+    taken = _filled(_padded(indices.size), filler)
+    for i in range(indices.size):
+        taken[i] = row[indices[i]]
+    return taken
+
+
+@njit(cached=True, nogil=False)
+def kth_largest(row: Logits, k: int) -> np.float32:
+    """The k-th largest, 1 <= k <= n; equal ones count each."""
+    low, high = -_INF, _INF
+    values, gives_bound = row, row.size > _FEW and 2 * k <= _COLUMNS
+    if gives_bound:
+        # Each of the k largest column maxima is an element: so many are at least as large as the k-th of them.
+        values = _column_maxima(row)
+    while True:
+        low = _search(values, k, low, high)
+        if not gives_bound:
+            return low
+        values, gives_bound = _taken(row, _where_between(row, low, high), -_INF), False
+
+
+@njit
+def _column_maxima(row: Logits) -> Logits:
+    """The largest of each column of the row, laid out as a matrix of `_COLUMNS` columns."""
+    maxima = _filled(_COLUMNS, -_INF)
+    whole = row.size // _COLUMNS * _COLUMNS
+    for start in range(0, whole, _COLUMNS):
+        vector.fold_largest(row, start, _COLUMNS // CHUNK, maxima)
+    for i in range(whole, row.size):
+        maxima[i - whole] = max(maxima[i - whole], row[i])
+    return maxima
+
+
+@njit
+def _search(values: Logits, k: int, low: np.float32, high: np.float32) -> np.float32:
+    """The k-th largest, of which is known that low <= it < high: bit by bit, counting."""
+    reached, missed = _key(low), _key(high)
+    while missed - reached > 1:
+        middle = (reached + missed) >> 1
+        if _count_reaching(values, _value(middle)) >= k:
+            reached = middle
+        else:
+            missed = middle
+    return _value(reached)
+
+
+@njit
+def _in_order(sums: Float64) -> float:
+    total = 0.0
+    for lane in range(LANES):
+        total += sums[lane]
+    return total
+
+
+@njit
+def _mass(row: Logits, weights: Logits, bound: np.float32) -> float:
+    """The weight of the values that are at least `bound`."""
+    sums = np.zeros(LANES)
+    whole = row.size // LANES
+    vector.add_reaching(row, weights, whole, bound, sums)
+    for i in range(whole * LANES, row.size):
+        if row[i] >= bound:
+            sums[i - whole * LANES] += weights[i]
+    return _in_order(sums)
+
+
+@njit(cached=True, nogil=False)
+def nucleus(row: Logits, p: float) -> tuple[np.float32, int]:
+    """The smallest logit of the nucleus, and how many of the most probable tokens it takes to reach probability p, from
+    0 to 1. Weights are float32, sums float64.
+    """
+    top = largest(row)
+    weights = _filled(_padded(row.size), -_INF)
+    for i in range(row.size):
+        weights[i] = row[i]
+    sums = np.zeros(LANES)
+    vector.weigh(weights, weights.size // LANES, top, sums)
+    total = _in_order(sums)
+    target = p * total
+
+    # The nucleus's smallest is at least `low` and below `high`; `mass` is what weighs at least `high`.
+    low, high, mass = -_INF, _above(top), 0.0
+    values, outside = row, 0.0
+    halvings = 0
+    if row.size > _FEW:
+        halvings = _HALVINGS
+        if p < _ALMOST_ONE:
+            # What is less probable than (1 - p) / n weighs less than 1 - p in all, and is not in the nucleus.
+            low = _value(_key(np.float32(top + np.log((1 - p) * total / row.size) - 0.01)) - 1)
+    while True:
+        if halvings:
+            middle = np.float32((np.float64(low) + np.float64(high)) / 2)
+            halvings -= 1
+            if not halvings or not low < middle < high:
+                halvings = 0
+                indices = _where_between(row, low, high)
+                values, weights = _taken(row, indices, -_INF), _taken(weights, indices, np.float32(0))
+                outside = mass
+                continue
+        else:
+            reached, missed = _key(low), _key(high)
+            if missed - reached <= 1:
+                break
+            middle = _value((reached + missed) >> 1)
+        middle_mass = outside + _mass(values, weights, middle)
+        if middle_mass >= target:
+            low = middle
+        else:
+            high, mass = middle, middle_mass
+
+    size = _count_reaching(row, high)
+    threshold = _INF
+    weight = 0.0
+    tied = 0
+    for i in range(values.size):
+        if low <= values[i] <= threshold:
+            tied = tied + 1 if values[i] == threshold else 1
+            threshold = values[i]
+            weight = np.float64(weights[i])
+    for _ in range(tied):  # of equals only as many as it takes
+        mass += weight
+        size += 1
+        if mass >= target:
+            break
+    return threshold, size
+
+
+@njit(cached=True, nogil=False)
+def divide(row: Logits, t: float) -> None:
+    """row = (row - largest) / t, in place, computed in float64; t > 0. What overflows is removed."""
+    top = np.float64(largest(row))
+    for i in range(row.size):
+        row[i] = (np.float64(row[i]) - top) / t
+
+
+@njit(cached=True, nogil=False)
+def pick(row: Logits, uniform: float, sums: Float64) -> tuple[int, float]:
+    """(index, log-probability) of the first candidate of softmax(row) whose cumulative probability exceeds `uniform`.
+
+    sums: float64, at least (n,), overwritten. Weights are added in float64 from the first to the last.
+    """
+    top = largest(row)
+    whole = row.size // LANES * LANES
+    total = 0.0
+    for start in range(0, whole, LANES):
+        total = vector.accumulate(row, start, top, total, sums, start)
+    if whole < row.size:
+        tail, tail_sums = np.empty(LANES, np.float32), np.empty(LANES)
+        for i in range(LANES):
+            tail[i] = row[whole + i] if whole + i < row.size else -_INF
+        total = vector.accumulate(tail, 0, top, total, tail_sums, 0)
+        for i in range(whole, row.size):
+            sums[i] = tail_sums[i - whole]
+    # `uniform` is at most 1 - 2**-53, and that times the total is below the total in floating point too.
+    bar = uniform * total
+    first, end = 0, row.size - 1
+    while first < end:
+        middle = (first + end) >> 1
+        if sums[middle] > bar:
+            end = middle
+        else:
+            first = middle + 1
+    return first, np.float64(row[first]) - np.float64(top) - math.log(total)
+
+
+def compile_steps() -> list[CompileStep]:
+    """All of this file that Python calls."""
+    row, ids, wide = types.float32[::1], types.int32[::1], types.float64[::1]
+    int64, float64 = types.int64, types.float64
+    return [
+        function_step(count_candidates, (row,)),
+        function_step(compact, (row, ids, row, ids)),
+        function_step(keep_first_largest, (row,)),
+        function_step(keep_ratio, (row, float64)),
+        function_step(keep_from, (row, float64, int64)),
+        function_step(kth_largest, (row, int64)),
+        function_step(nucleus, (row, float64)),
+        function_step(divide, (row, float64)),
+        function_step(pick, (row, float64, wide)),
+    ]
