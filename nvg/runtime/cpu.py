@@ -34,3 +34,18 @@ def has_fma() -> bool:
     """Whether fused multiply-add is one instruction; without it, it would be a call into the C library."""
     triple, _, features = target()
     return "fma" in features or triple.startswith(("aarch64", "arm64"))
+
+
+@cache
+def has_bf16_dot() -> bool:
+    """Whether one instruction adds products of pairs of bfloat16 to float32 lanes (vdpbf16ps, 512 bits)."""
+    features = target()[2]
+    return "avx512f" in features and "avx512bf16" in features
+
+
+@cache
+def has_vnni() -> bool:
+    """Whether one instruction adds products of four unsigned and four signed bytes to int32 lanes (vpdpbusd, 512
+    bits)."""
+    features = target()[2]
+    return "avx512f" in features and "avx512vnni" in features
