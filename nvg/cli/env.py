@@ -17,14 +17,14 @@ from nvg.cli.table import print_table
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def env(output_format: str) -> None:
     """Show this machine, the versions and the caches: what a bug report needs."""
+    from nvg.kernels import roofline
     from nvg.model.runner import compile_steps
     from nvg.plugins import registry
     from nvg.runtime import cores, cpu
     from nvg.runtime.compile_cache import cache_directory
 
-    triple, name, features = cpu.target()
-    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512vnni", "avxvnni", "avx512bf16", "amx-tile", "neon", "dotprod")
-    steps = compile_steps()
+    triple, name, _ = cpu.target()
+    steps = [*compile_steps(), *roofline.compile_steps()]
     names = registry()
     plugins = sorted(
         {entry.origin for kind in (names.samplers, names.tokenizers, names.models) for entry in kind.entries()}
@@ -35,7 +35,7 @@ def env(output_format: str) -> None:
         "platform": platform.platform(),
         **{package: version(package) for package in ("numba", "llvmlite", "numpy", "safetensors", "click", "pluggy")},
         "cpu": f"{name} ({triple})",
-        "cpu features": " ".join(feature for feature in wanted if feature in features) or "none of interest",
+        "cpu features": " ".join(cpu.notable_features()) or "none of interest",
         "vector width": f"{cpu.vector_floats()} x float32, {cpu.vector_registers()} registers",
         "cores": f"{cores.physical_cores(cores.allowed_cpus())} physical, {len(cores.allowed_cpus())} logical allowed",
         "default threads": str(cores.default_threads()),

@@ -18,10 +18,12 @@ def warmup() -> None:
 
 def _compile() -> Path:
     """Compile what is missing; the directory where it is kept."""
+    from nvg.kernels import roofline
     from nvg.model.runner import compile_steps
     from nvg.runtime.compile_cache import cache_directory, prepare
 
-    if all(step.is_cached() for step in compile_steps()):
+    steps = [*compile_steps(), *roofline.compile_steps()]
+    if all(step.is_cached() for step in steps):
         say("all kernels are compiled already")
-    prepare(compile_steps(), say)
+    prepare(steps, say)
     return cache_directory()

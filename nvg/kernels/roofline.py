@@ -34,7 +34,7 @@ for each thread, which are overwritten. Addresses are multiples of 64."""
 _CONTEXT_TYPE = numba.from_dtype(ROOFLINE_CONTEXT)
 
 
-class _BFloat(ir.types.Type):
+class _BFloat(ir.types.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite does not have."""
 
     def _to_string(self):

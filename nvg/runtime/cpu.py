@@ -36,6 +36,14 @@ def has_fma() -> bool:
     return "fma" in features or triple.startswith(("aarch64", "arm64"))
 
 
+_NOTABLE = ("avx2", "fma", "f16c", "avx512f", "avx512vnni", "avxvnni", "avx512bf16", "amx-tile", "neon", "dotprod")
+
+
+def notable_features() -> list[str]:
+    """The features among those of `target` that decide how fast kernels can be."""
+    return [feature for feature in _NOTABLE if feature in target()[2]]
+
+
 @cache
 def has_bf16_dot() -> bool:
     """Whether one instruction adds products of pairs of bfloat16 to float32 lanes (vdpbf16ps, 512 bits)."""
