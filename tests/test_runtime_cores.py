@@ -68,3 +68,50 @@ def test_this_machine():
     if Path("/proc/cpuinfo").exists() and cpu.target()[0].startswith("x86_64"):
         flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0]
         assert (cpu.vector_floats() >= 8) == (" avx2" in flags)
+
+
+def caches(cpu_number, *indices):
+    """Files of a CPU's caches: (level, size, which CPUs share it)."""
+    where = f"/sys/devices/system/cpu/cpu{cpu_number}/cache"
+    names = ("level", "size", "shared_cpu_list")
+    return {
+        f"{where}/index{i}/{name}": text for i, one in enumerate(indices) for name, text in zip(names, one, strict=True)
+    }
+
+
+def test_last_level_caches_count_once_each(system, monkeypatch):
+    monkeypatch.setattr(cores, "allowed_cpus", lambda: {0, 1, 8})
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / f"index{i}" for i in range(3)])
+    for number, shared in ((0, "0-7"), (1, "0-7"), (8, "8-15")):
+        system.update(caches(number, ("1", "32K", str(number)), ("2", "1024K", str(number)), ("3", "16384K", shared)))
+    assert cores.last_level_cache_bytes() == 2 * 16 * 2**20
+    monkeypatch.setattr(cores, "allowed_cpus", lambda: {0, 1})
+    assert cores.last_level_cache_bytes() == 16 * 2**20
+    system.clear()
+    assert cores.last_level_cache_bytes() == 0
+
+
+def test_peak_memory_is_what_the_system_says(system, monkeypatch):
+    system["/proc/self/status"] = "Name:\tpython\nVmHWM:\t   2048 kB\nVmRSS:\t 1024 kB"
+    assert cores.peak_resident_bytes() == 2 * 2**20
+    system.clear()
+    peak = cores.peak_resident_bytes()  # by getrusage, where there is such a thing
+    assert peak is None or 2**24 < peak < 2**42
+
+
+@pytest.mark.parametrize(
+    ("features", "bf16_dot", "vnni"),
+    [
+        ({"avx2", "fma"}, False, False),
+        ({"avx2", "avx512f"}, False, False),
+        ({"avx512f", "avx512vnni"}, False, True),
+        ({"avx512f", "avx512bf16"}, True, False),
+        ({"avx512vnni", "avx512bf16"}, False, False),
+    ],
+    ids=str,
+)
+def test_dot_instructions_need_their_features(features, bf16_dot, vnni, monkeypatch):
+    monkeypatch.setattr(cpu, "target", lambda: ("x86_64-unknown-linux-gnu", "some", frozenset(features)))
+    assert cpu.has_bf16_dot.__wrapped__() is bf16_dot
+    assert cpu.has_vnni.__wrapped__() is vnni
+    assert set(cpu.notable_features()) == features

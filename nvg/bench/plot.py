@@ -9,8 +9,8 @@ from typing import Any
 from nvg.bench.measure import BenchResult
 from nvg.errors import NvgError
 
-_RATES = {"prefill_tok_s": "prefill, tok/s", "decode_tok_s": "decode, tok/s"}
-_PARTS = {"of_peak_flops": "prefill: of peak operations", "of_read_bandwidth": "decode: of read bandwidth"}
+_RATES = {"prefill_tok_s": "prefill", "decode_tok_s": "decode"}
+_PARTS = {"of_peak_flops": "prefill,\nof peak operations", "of_read_bandwidth": "decode,\nof read bandwidth"}
 
 
 def check_plot(path: Path) -> None:
@@ -36,18 +36,19 @@ def write_plot(result: BenchResult, path: Path) -> None:
     axes: Any = figure.subplots(1, 3)
     for axis, (name, label) in zip(axes, _RATES.items(), strict=False):
         values = [getattr(repetition, name) for repetition in result.repetitions]
-        axis.bar(range(1, len(values) + 1), values, color="tab:blue")
         spread = result.spread(name)
         assert spread is not None
-        axis.axhline(spread.median, color="black", linewidth=1, label=f"median {spread.median:.1f}")
-        axis.set(title=label, xlabel="repetition")
-        axis.legend(loc="lower right")
+        numbers = range(1, len(values) + 1)
+        axis.bar(numbers, values, color="tab:blue")
+        axis.axhline(spread.median, color="black", linewidth=1)
+        axis.set(title=f"{label}: {spread.median:.1f} tok/s", xlabel="repetition", xticks=numbers)
+    names = []
     for number, (name, label) in enumerate(_PARTS.items()):
         spread = result.spread(name)
         if spread is not None:
             around = [[spread.median - spread.low], [spread.high - spread.median]]
-            axes[2].bar(number, spread.median, yerr=around, capsize=6, label=f"{label}, {spread.median:.2f}")
+            axes[2].bar(number, spread.median, yerr=around, capsize=6, color="tab:blue")
+            names.append(f"{label}\n{spread.median:.2f}")
     axes[2].axhline(1, color="black", linewidth=1)
-    axes[2].set(title="of the machine's ceiling", xticks=[])
-    axes[2].legend(loc="lower right")
+    axes[2].set(title="of the machine's ceiling", xticks=range(len(names)), xticklabels=names)
     figure.savefig(path, dpi=120)
