@@ -15,10 +15,11 @@ def tiny_checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def compiled_kernels():
     """Whatever loads a model finds its kernels compiled, and says nothing about it."""
+    from nvg.kernels import roofline
     from nvg.model.runner import compile_steps
     from nvg.runtime.compile_cache import prepare
 
-    prepare(compile_steps())
+    prepare([*compile_steps(), *roofline.compile_steps()])
 
 
 @pytest.fixture

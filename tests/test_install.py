@@ -52,7 +52,7 @@ from nvg import LLM
 from nvg.runtime import cpu
 with LLM(sys.argv[1]) as llm:
     numpy.save(sys.argv[2], llm.logits(list(range(60))))
-print(cpu.vector_floats(), cpu.has_fma())
+print(cpu.features().vector_floats, cpu.features().fma)
 """
 
 

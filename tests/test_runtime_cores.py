@@ -64,7 +64,59 @@ def test_memory_is_what_the_cgroup_leaves(system):
 
 def test_this_machine():
     assert 1 <= cores.default_threads() <= len(cores.allowed_cpus())
-    assert cpu.vector_floats() in (4, 8, 16)
+    assert cpu.features().vector_floats in (4, 8, 16)
     if Path("/proc/cpuinfo").exists() and cpu.target()[0].startswith("x86_64"):
         flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0]
-        assert (cpu.vector_floats() >= 8) == (" avx2" in flags)
+        assert (cpu.features().vector_floats >= 8) == (" avx2" in flags)
+
+
+def caches(cpu_number, *indices):
+    """Files of a CPU's caches: (level, size, which CPUs share it)."""
+    where = f"/sys/devices/system/cpu/cpu{cpu_number}/cache"
+    names = ("level", "size", "shared_cpu_list")
+    return {
+        f"{where}/index{i}/{name}": text for i, one in enumerate(indices) for name, text in zip(names, one, strict=True)
+    }
+
+
+def test_last_level_caches_count_once_each(system, monkeypatch):
+    monkeypatch.setattr(cores, "allowed_cpus", lambda: {0, 1, 8})
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / f"index{i}" for i in range(3)])
+    for number, shared in ((0, "0-7"), (1, "0-7"), (8, "8-15")):
+        system.update(caches(number, ("1", "32K", str(number)), ("2", "1024K", str(number)), ("3", "16384K", shared)))
+    assert cores.last_level_cache_bytes() == 2 * 16 * 2**20
+    monkeypatch.setattr(cores, "allowed_cpus", lambda: {0, 1})
+    assert cores.last_level_cache_bytes() == 16 * 2**20
+    system.clear()
+    assert cores.last_level_cache_bytes() == 0
+
+
+def test_peak_memory_is_what_the_system_says(system, monkeypatch):
+    system["/proc/self/status"] = "Name:\tpython\nVmHWM:\t   2048 kB\nVmRSS:\t 1024 kB"
+    assert cores.peak_resident_bytes() == 2 * 2**20
+    system.clear()
+    peak = cores.peak_resident_bytes()  # by getrusage, where there is such a thing
+    assert peak is None or 2**24 < peak < 2**42
+
+
+@pytest.mark.parametrize(
+    ("triple", "on", "width", "bf16_dot", "int8_dot"),
+    [
+        ("x86_64-linux", {"avx2", "fma"}, 8, False, "pmaddwd"),
+        ("x86_64-linux", {"avx2", "avxvnni"}, 8, False, "vnni"),
+        ("x86_64-linux", {"avx2", "avx512f", "avx512bw", "avx512vnni"}, 16, False, "vnni"),
+        ("x86_64-linux", {"avx2", "avx512f", "avx512bw", "avx512bf16"}, 16, True, "pmaddwd"),
+        ("x86_64-linux", {"avx512vnni", "avx512bf16"}, 4, False, "pmaddwd"),
+        ("aarch64-linux", {"neon"}, 4, False, "plain"),
+        ("aarch64-linux", {"neon", "dotprod"}, 4, False, "sdot"),
+        ("riscv64-linux", set(), 4, False, "plain"),
+    ],
+)
+def test_instructions_need_their_features(triple, on, width, bf16_dot, int8_dot):
+    found = cpu.features_of(triple, frozenset(on))
+    assert (found.vector_floats, found.bf16_dot, found.int8_dot) == (width, bf16_dot, int8_dot)
+
+
+def test_notable_features_are_those_that_are_on(monkeypatch):
+    monkeypatch.setattr(cpu, "target", lambda: ("x86_64-linux", "some", frozenset({"avx2", "fma", "sse3"})))
+    assert cpu.notable_features() == ["avx2", "fma"]

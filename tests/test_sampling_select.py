@@ -216,7 +216,7 @@ select.keep_first_largest(first)
 threshold, size = select.nucleus(row, 0.9)
 select.keep_from(top, threshold, size)
 draws = [select.pick(row, uniform(3, 0, i, 0, 0), numpy.empty(row.size))[0] for i in range(50)]
-print(cpu.vector_floats())
+print(cpu.features().vector_floats)
 print(select.count_candidates(row), first.argmax(), select.kth_largest(row, 40), size, hash(top.tobytes()), draws)
 """
 SSE = "+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+sse,+popcnt,+cx16,+64bit,+cmov"

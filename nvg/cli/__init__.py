@@ -28,6 +28,8 @@ COMMANDS = {
     "warmup": "Compile all kernels ahead of the first run.",
     "env": "Show this machine, the versions and the caches.",
     "completion": "Print the shell's completion script.",
+    "bench": "Measure speed, beside what the machine can do.",
+    "perplexity": "Measure how well a model predicts a text.",
 }
 """Built-in commands, each the function of its name in the module of its name, and their one-line help."""
 

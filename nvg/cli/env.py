@@ -17,16 +17,16 @@ from nvg.cli.table import print_table
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def env(output_format: str) -> None:
     """Show this machine, the versions and the caches: what a bug report needs."""
+    from nvg.kernels import roofline
     from nvg.model import runner
     from nvg.plugins import registry
     from nvg.runtime import cores, cpu
     from nvg.runtime.compile_cache import cache_directory
     from nvg.sampling import chain
 
-    triple, name, features = cpu.target()
+    triple, name, _ = cpu.target()
     able = cpu.features()
-    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512vnni", "avxvnni", "avx512bf16", "amx-tile", "neon", "dotprod")
-    steps = [*runner.compile_steps(), *chain.compile_steps()]
+    steps = [*runner.compile_steps(), *roofline.compile_steps(), *chain.compile_steps()]
     names = registry()
     plugins = sorted(
         {entry.origin for kind in (names.samplers, names.tokenizers, names.models) for entry in kind.entries()}
@@ -37,7 +37,7 @@ def env(output_format: str) -> None:
         "platform": platform.platform(),
         **{package: version(package) for package in ("numba", "llvmlite", "numpy", "safetensors", "click", "pluggy")},
         "cpu": f"{name} ({triple})",
-        "cpu features": " ".join(feature for feature in wanted if feature in features) or "none of interest",
+        "cpu features": " ".join(cpu.notable_features()) or "none of interest",
         "vector width": f"{able.vector_floats} x float32, {able.vector_registers} registers",
         "cores": f"{cores.physical_cores(cores.allowed_cpus())} physical, {len(cores.allowed_cpus())} logical allowed",
         "default threads": str(cores.default_threads()),

@@ -11,23 +11,7 @@ from llvmlite import ir
 from llvmlite.binding import llvm_version_info
 from numba.core import cgutils
 
-from nvg.kernels.simd import I8, I16, Emitter
-
-
-class _BFloat(ir.types.Type):  # type: ignore[misc]
-    """LLVM's bfloat, which llvmlite has no name for."""
-
-    null = "0.0"
-    intrinsic_name = "bf16"
-
-    def __str__(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash("bfloat")
+from nvg.kernels.simd import BFLOAT, I8, I16, Emitter
 
 
 class PairInstruction:
@@ -35,7 +19,7 @@ class PairInstruction:
 
     def __init__(self, emit: Emitter) -> None:
         self._emit = emit
-        self._vector = ir.VectorType(_BFloat(), 2 * emit.width)
+        self._vector = ir.VectorType(BFLOAT, 2 * emit.width)
         function_type = ir.FunctionType(emit.vector, [emit.vector, self._vector, self._vector])
         name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * emit.width}"
         self._function = cgutils.get_or_insert_function(emit.builder.module, function_type, name)

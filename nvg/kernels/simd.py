@@ -19,6 +19,25 @@ LANES = 16
 F32, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
+class _BFloat(ir.types.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    null = "0.0"
+    intrinsic_name = "bf16"
+
+    def __str__(self):
+        return "bfloat"
+
+    def __eq__(self, other):
+        return isinstance(other, _BFloat)
+
+    def __hash__(self):
+        return hash("bfloat")
+
+
+BFLOAT = _BFloat()
+
+
 class Emitter:
     """Writes vector instructions of one width at the builder's position, for a machine with `features`."""
 

@@ -293,6 +293,11 @@ def _shards(index: Path) -> list[Path]:
     return paths
 
 
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of every tensor that a GPT-2 of this config has, in the model's order."""
+    return {name: tuple(_dimension(config, dim) for dim in dims) for name, dims in _asked_tensors(config).items()}
+
+
 def _asked_tensors(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """Canonical name -> dimensions, of every tensor that a GPT-2 of this config has, in the model's order."""
     layer = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -70,3 +71,28 @@ def available_memory() -> int:
         if limit.isdigit() and used.isdigit():
             available = min(available, max(0, int(limit) - int(used)))
     return available
+
+
+def last_level_cache_bytes() -> int:
+    """Bytes of the largest caches that the allowed CPUs have, together; 0 if the system doesn't say."""
+    sizes: dict[tuple[int, str], int] = {}
+    for cpu in allowed_cpus():
+        for index in Path(f"/sys/devices/system/cpu/cpu{cpu}/cache").glob("index*"):
+            level, size, shared = (_read(index / name) for name in ("level", "size", "shared_cpu_list"))
+            if level.isdigit() and size.endswith("K") and size[:-1].isdigit():
+                sizes[int(level), shared] = int(size[:-1]) * 1024
+    last = max((level for level, _ in sizes), default=0)
+    return sum(size for (level, _), size in sizes.items() if level == last)
+
+
+def peak_resident_bytes() -> int | None:
+    """The most memory that this process has had resident; None if the system doesn't say."""
+    for line in _read(Path("/proc/self/status")).splitlines():  # getrusage counts what was there before an exec, too
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

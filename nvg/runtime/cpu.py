@@ -59,3 +59,11 @@ def features() -> Features:
     """Of the machine code that Numba makes here."""
     triple, _, on = target()
     return features_of(triple, on)
+
+
+_NOTABLE = ("avx2", "fma", "f16c", "avx512f", "avx512vnni", "avxvnni", "avx512bf16", "amx-tile", "neon", "dotprod")
+
+
+def notable_features() -> list[str]:
+    """The features among those of `target` that decide how fast kernels can be."""
+    return [feature for feature in _NOTABLE if feature in target()[2]]

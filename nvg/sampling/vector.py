@@ -227,7 +227,7 @@ def _wide(value):
 
 def _wide_fma(builder, a, b, c):
     """a * b + c, rounded once where the machine can, as `Emitter.fma`."""
-    if not cpu.has_fma():
+    if not cpu.features().fma:
         return builder.fadd(builder.fmul(a, b), c)
     function_type = ir.FunctionType(_WIDE, [_WIDE] * 3)
     name = f"llvm.fma.v{LANES}f64"

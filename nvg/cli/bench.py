@@ -1,0 +1,181 @@
+"""`nvg bench`"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nvg.bench.options import DEFAULT_PROMPT_TOKENS, DUMMY_SIZES, BenchOptions
+from nvg.cli import options, say
+from nvg.cli.interrupt import interruptible
+from nvg.cli.table import print_table
+from nvg.params import DTYPES, EngineConfig, SamplingParams
+
+if TYPE_CHECKING:
+    from nvg.bench.measure import BenchResult
+
+_WORK = ("prompt_tokens", "new_tokens", "batch", "context", "repetitions")
+_ROWS = {
+    "prefill_tok_s": ("prefill, tok/s", 1),
+    "decode_tok_s": ("decode, tok/s", 1),
+    "of_peak_flops": ("prefill, of the machine's peak", 3),
+    "of_read_bandwidth": ("decode, of the read bandwidth", 3),
+    "read_gb_s": ("the machine reads, GB/s", 1),
+    "peak_gflop_s": ("the machine's peak, GFLOP/s", 0),
+}
+
+
+@click.command()
+@options.model
+@click.option("--dummy", type=click.Choice(list(DUMMY_SIZES)), help="Random weights of that size, without a file.")
+@click.option(
+    "--dtype", type=click.Choice(DTYPES), default=EngineConfig.dtype, show_default=True, help="How weights are stored."
+)
+@click.option(
+    "--kv-dtype", type=click.Choice(DTYPES), help="How keys and values are stored.  [default: follows --dtype]"
+)
+@click.option(
+    "--threads", type=int, metavar="N", help="Compute threads, 1 to 256.  [default: the physical cores allowed]"
+)
+@click.option(
+    "--sampler",
+    "samplers",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=options.complete_samplers,
+    help="Sample through this stage (repeatable, in order), and time that too.  [default: nothing is sampled]",
+)
+@click.option(
+    "-o", "sampler_options", metavar="NAME=VALUE", multiple=True, help="An option of a stage: k=40, or topk.k=40."
+)
+@click.option(
+    "--prompt-tokens",
+    type=int,
+    metavar="N",
+    help=f"Length of the prompts whose prefill is timed.  [default: {DEFAULT_PROMPT_TOKENS}, or what fits]",
+)
+@click.option(
+    "--new-tokens",
+    type=int,
+    metavar="N",
+    default=BenchOptions.new_tokens,
+    show_default=True,
+    help="How many decode steps are timed.",
+)
+@click.option(
+    "--batch",
+    type=int,
+    metavar="N",
+    default=BenchOptions.batch,
+    show_default=True,
+    help="How many sequences run together.",
+)
+@click.option(
+    "--context",
+    type=int,
+    metavar="N",
+    default=BenchOptions.context,
+    show_default=True,
+    help="Tokens before the first decode step that is timed.",
+)
+@click.option(
+    "--repetitions",
+    type=int,
+    metavar="N",
+    default=BenchOptions.repetitions,
+    show_default=True,
+    help="How often it is timed, each time with other tokens.",
+)
+@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the result into this PNG file.")
+def bench(
+    model: str,
+    dummy: str | None,
+    dtype: str,
+    kv_dtype: str | None,
+    threads: int | None,
+    samplers: tuple[str, ...],
+    sampler_options: tuple[str, ...],
+    output_format: str,
+    plot: Path | None,
+    **work: Any,
+) -> None:
+    """Measure prefill and decode beside what this machine can do.
+
+    \b
+    nvg bench --dummy gpt2 --threads 2
+    nvg bench -m ./gpt2 --sampler topp -o p=0.9 --batch 8 --format json
+
+    Figures are medians of the repetitions, with the least and the greatest. Each repetition also measures how fast
+    the same threads read memory and multiply: a decode step must read all weights and the keys and values before it,
+    a prefill must do its multiply-adds, and both are also given as the fraction that they reach. Close other programs
+    first.
+    """
+    context = click.get_current_context()
+    if dummy is not None and context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--dummy stands for a model: give it or --model, not both", context)
+    if sampler_options and not samplers:
+        raise click.UsageError("-o sets an option of a --sampler, and there is none", context)
+    with options.flags_in_errors():
+        bench_options = BenchOptions(**{name: work[name] for name in _WORK})
+        config = EngineConfig(model=model, dtype=dtype, kv_dtype=kv_dtype, threads=threads)
+        result = interruptible(lambda: _run(config, bench_options, dummy, samplers, sampler_options, plot))
+    if output_format == "json":
+        click.echo(json.dumps(result.record()))
+    else:
+        _print(result)
+    if plot is not None:
+        from nvg.bench.plot import write_plot
+
+        write_plot(result, plot)
+        say(f"drawn: {plot}")
+
+
+def _run(
+    config: EngineConfig,
+    bench_options: BenchOptions,
+    dummy: str | None,
+    samplers: tuple[str, ...],
+    sampler_options: tuple[str, ...],
+    plot: Path | None,
+) -> BenchResult:
+    from nvg.bench.measure import run
+    from nvg.bench.plot import check_plot
+    from nvg.plugins import registry
+    from nvg.sampling.compose import resolve
+
+    if plot is not None:
+        check_plot(plot)
+    for line in registry().warnings():
+        say(f"warning: {line}")
+    stages = resolve(SamplingParams(sampler=samplers), (), sampler_options) if samplers else ()
+    return run(config, bench_options, say, dummy=dummy, stages=stages)
+
+
+def _print(result: BenchResult) -> None:
+    """The table."""
+    work = result.options
+    sampled = f"sampled through {', '.join(result.sampler)}" if result.sampler else "nothing sampled"
+    threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
+    kv = f", KV {result.config.kv_dtype}" if result.config.kv_dtype else ""
+    click.echo(f"{result.model}, {result.config.dtype}{kv}, {threads}, batch {work.batch}, {sampled}")
+    click.echo(
+        f"prompts of {work.prompt_tokens} tokens, {work.new_tokens} decode steps after {work.context}, "
+        f"{work.repetitions} repetitions"
+    )
+    rows = [("", "median", "least", "greatest")]
+    for name, (label, digits) in _ROWS.items():
+        spread = result.spread(name)
+        values = ("-",) * 3 if spread is None else (spread.median, spread.low, spread.high)
+        rows.append((label, *(value if isinstance(value, str) else f"{value:.{digits}f}" for value in values)))  # type: ignore[arg-type]
+    peak = "-" if result.peak_rss_bytes is None else f"{result.peak_rss_bytes / 1e6:.0f}"
+    rows += [
+        ("load, s", f"{result.load_s:.2f}", "", ""),
+        ("compile, s", f"{result.compile_s:.1f}", "", ""),
+        ("first token, s", f"{result.first_token_s:.3f}", "", ""),
+        ("peak memory, MB", peak, "", ""),
+    ]
+    print_table(rows)

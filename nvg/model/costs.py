@@ -1,0 +1,47 @@
+"""What a step of a GPT-2 must do at least: operations to compute, bytes to read. Pure functions of the shape."""
+
+from __future__ import annotations
+
+from nvg.model.config import ModelConfig
+
+_FLOAT_BYTES = 4
+
+
+def prefill_operations(config: ModelConfig, num_tokens: int, num_rows: int = 1) -> int:
+    """Operations of the matmuls of `num_tokens` tokens of one sequence from its beginning, attention's included; a
+    multiply-add counts as two.
+
+    Token t attends to t + 1 keys. `num_rows` rows of logits are computed. Anything but matmuls is not counted.
+    """
+    c = config.n_embd
+    products = num_tokens * config.n_layer * _layer_weights(config)
+    products += config.n_layer * num_tokens * (num_tokens + 1) * c  # q k and p v, each C a pair: T (T + 1) / 2 pairs
+    products += num_rows * c * config.vocab_size
+    return 2 * products
+
+
+def streamed_weight_bytes(config: ModelConfig, weight_bytes: int) -> int:
+    """Of `weight_bytes`, all of a model's parameters as they are stored, those that every decode step reads.
+
+    Not wpe (float32), of which it reads a row a sequence, nor the embedding where that is not the head; this has the
+    same bytes for a weight as all the matrices have.
+    """
+    positions = _FLOAT_BYTES * config.n_positions * config.n_embd
+    if config.tie_word_embeddings:
+        return weight_bytes - positions
+    vectors = config.n_layer * (9 * config.n_embd + config.n_inner) + 2 * config.n_embd  # biases and layer norms
+    embedding = config.vocab_size * config.n_embd
+    matrices = 2 * embedding + config.n_layer * _layer_weights(config)
+    return weight_bytes - positions - (weight_bytes - positions - _FLOAT_BYTES * vectors) * embedding // matrices
+
+
+def decode_kv_bytes(bytes_per_block: int, block_size: int, context: int, num_steps: int) -> float:
+    """KV bytes that one sequence's decode step reads, the mean of `num_steps` steps of which the first comes after
+    `context` tokens; `bytes_per_block` are those of `block_size` entries in all layers."""
+    mean_entries = context + (num_steps + 1) / 2  # a step's own entry is read, too
+    return mean_entries * bytes_per_block / block_size
+
+
+def _layer_weights(config: ModelConfig) -> int:
+    """Elements of a layer's four matrices."""
+    return config.n_embd * (4 * config.n_embd + 2 * config.n_inner)
