@@ -166,7 +166,7 @@ def test_the_block_size_does_not_change_the_bits(directory, alone):
 
 def test_stale_memory_does_not_matter(runner, alone):
     ids, expected = alone
-    runner._pool[:] = np.nan
+    runner._pool[:] = 0xFF  # every float a NaN
     assert np.array_equal(step(runner, [(ids, 0, [4, 2])]), expected)
 
 
@@ -174,7 +174,7 @@ def test_blocks_are_copied_whole(runner, alone):
     ids, expected = alone
     step(runner, [(ids[:50], 0, [0, 1])], rows=[])
     runner.copy_blocks(np.array([0, 1], np.int32), np.array([40, 41], np.int32))
-    runner._pool[:2] = np.nan
+    runner._pool[:2] = 0xFF
     assert np.array_equal(step(runner, [(ids[50:], 50, [40, 41])]), expected[50:])
 
 

@@ -1,4 +1,4 @@
-"""Dot products of short pairs and quads, by the best instruction that there is: what bfloat16 and int8 tiles are made of.
+"""Dot products of short pairs and quads, by the best instruction there is: what bfloat16 and int8 tiles are made of.
 
 Which one is used depends on the machine alone, never on the number of rows. The integer ones all give the same result.
 """
@@ -47,7 +47,7 @@ class PairByParts:
         return self._emit.fma(a[1], b[1], self._emit.fma(a[0], b[0], accumulator))
 
 
-def pair_dot(emit: Emitter) -> PairInstruction | PairByParts:
+def pair_dot(emit: Emitter) -> Any:
     """For lanes of two bfloat16 each."""
     return PairInstruction(emit) if emit.features.bf16_dot and emit.width >= 8 else PairByParts(emit)
 
@@ -103,13 +103,12 @@ class QuadSigned:
 class QuadByPairs:
     """Two multiplications of 16-bit lanes with pairwise sums (pmaddwd): nothing saturates, unlike with pmaddubsw."""
 
-    _NAMES = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
-
     def __init__(self, emit: Emitter) -> None:
         self._emit = emit
         self._vector = ir.VectorType(I16, 2 * emit.width)
         function_type = ir.FunctionType(emit.ivector, [self._vector, self._vector])
-        name = self._NAMES[emit.width]
+        names = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+        name = names[emit.width]
         self._function = cgutils.get_or_insert_function(emit.builder.module, function_type, name)
 
     def start(self, emit: Emitter, correction: Any) -> Any:
@@ -158,8 +157,7 @@ class QuadPlain:
         return accumulator
 
 
-def integer_dot(emit: Emitter) -> QuadInstruction | QuadSigned | QuadByPairs | QuadPlain:
+def integer_dot(emit: Emitter) -> Any:
     """For lanes of four bytes each, weights + 128 unsigned, activations signed."""
-    kinds = {"vnni": QuadInstruction, "sdot": QuadSigned, "pmaddwd": QuadByPairs, "plain": QuadPlain}
+    kinds: dict[str, Any] = {"vnni": QuadInstruction, "sdot": QuadSigned, "pmaddwd": QuadByPairs, "plain": QuadPlain}
     return kinds[emit.features.int8_dot](emit)
-

@@ -30,8 +30,8 @@ def round32(n):
 
 @cache
 def kv_offsets(kv_dtype: str) -> Any:
-    """The compiled function (block, layer, head, n_layer, n_head, head_size, block_size) -> offsets in bytes of a head's
-    keys and values in the pool."""
+    """The compiled function (block, layer, head, n_layer, n_head, head_size, block_size) -> offsets in bytes of a
+    head's keys and values in the pool."""
     item, scale = KV_ITEM_BYTES[kv_dtype], KV_SCALE_BYTES[kv_dtype]
 
     def offsets(block, layer, head, n_layer, n_head, head_size, block_size):

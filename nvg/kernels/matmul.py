@@ -25,8 +25,8 @@ def own_panels(num_panels, thread, num_threads):
 
 @cache
 def row_block_product(dtype: str) -> Any:
-    """The compiled function (a, lda, num_rows, b, c, ldc, steps, mode, bias, next_panel): up to ROW_BLOCK rows times one
-    whole panel of `dtype`, all arguments int64, addresses and distances in bytes.
+    """The compiled function (a, lda, num_rows, b, c, ldc, steps, mode, bias, next_panel): up to ROW_BLOCK rows times
+    one whole panel of `dtype`, all arguments int64, addresses and distances in bytes.
 
     The panel goes through the first-level cache piece by piece; what lies as far behind `next_panel` as the piece
     behind `b` is fetched meanwhile (0: nothing).

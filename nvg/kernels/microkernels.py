@@ -1,10 +1,10 @@
-"""Any number of rows times one panel of 32 columns: tiles of four heights, chosen so that accumulators stay in registers.
+"""Any number of rows times one panel of 32 columns: tiles of four heights, whose accumulators stay in registers.
 
 With 16 registers, 6 x 2 float accumulators leave room for two columns and one broadcast. With 32, 8 x 2 is enough for
 the full rate, and 8 divides the batches that people use (at 12 x 2 LLVM loads broadcasts so early that it spills three
-accumulators: a third slower). Tiles of int8 and int4 codes need integer and float accumulators; the latter, used once in
-a group, are cheap to spill with 32 registers. One row alone takes the whole panel of 32 columns, so that weights are read
-once, in order.
+accumulators: a third slower). Tiles of int8 and int4 codes need integer and float accumulators; the latter, used once
+in a group, are cheap to spill with 32 registers. One row alone takes the whole panel of 32 columns, so that weights are
+read once, in order.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ def heights(kind: str) -> tuple[int, int, int]:
 
 @cache
 def panel_product(kind: str, prefetches: bool = False) -> Any:
-    """The compiled function (a, lda, num_rows, b, c, ldc, steps, mode, bias, prefetch, prefetch_end, lines) for a kind of tile:
-    C = A B, begun as `mode` says (see `nvg.kernels.tiles`), for any number of rows and one panel of 32 columns.
+    """The compiled function (a, lda, num_rows, b, c, ldc, steps, mode, bias, prefetch, prefetch_end, lines):
+    C = A B in tiles of a kind, begun as `mode` says (see `nvg.kernels.tiles`), for any number of rows and one panel of
+    32 columns.
 
     Arguments are int64, addresses and distances in bytes. If it prefetches, each tile fetches `lines` cache lines a
     step, the first tile from `prefetch` on and each further one where the one before ended, up to `prefetch_end`.

@@ -6,6 +6,7 @@ Activations are rounded row by row, each group of 32 by itself, so a row's opera
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from llvmlite import ir
@@ -25,8 +26,8 @@ _INT4_SCALES = tuple(1 / divisor for divisor in (132, 127, 122, 117, 112, 107, 1
 
 @cache
 def store_operand(dtype: str) -> Any:
-    """Intrinsic (source, num_groups, out), all int64: the float32 row at address `source`, of num_groups * 32 values, as
-    an operand of `dtype` (float32 is copied) at address `out`."""
+    """Intrinsic (source, num_groups, out), all int64: the float32 row at address `source`, of num_groups * 32 values,
+    as an operand of `dtype` (float32 is copied) at address `out`."""
     write = {"float32": _copy_group, "bfloat16": _bfloat16_group, "int8": _int8_group, "int4": _int8_group}[dtype]
     size = {"float32": 4 * GROUP, "bfloat16": 2 * GROUP}.get(dtype, OPERAND_GROUP_BYTES)
 
@@ -64,9 +65,7 @@ def _int8_group(emit, parts, out):
     b = emit.builder
     largest = emit.largest(emit.max(*[emit.abs(values) for values in parts]))
     zero = ir.Constant(F32, 0)
-    inverse = b.select(
-        b.fcmp_ordered(">", largest, zero), b.fdiv(ir.Constant(F32, 127), largest), zero
-    )
+    inverse = b.select(b.fcmp_ordered(">", largest, zero), b.fdiv(ir.Constant(F32, 127), largest), zero)
     total = None
     for half, values in zip(_HALVES, parts, strict=True):
         codes = b.fptosi(emit.to_nearest(emit.mul(values, emit.splat(inverse))), emit.ivector)
@@ -141,7 +140,7 @@ def _best_scale(emit, source, fractions, nearest):
     the least sum of squared errors; 0 and 0 for a column of zeros."""
     b = emit.builder
     largest = _largest_values(emit, source)
-    best = None
+    best: list[Any] = []
     for fraction in fractions:
         scale = emit.widen_bfloat16(emit.narrow_bfloat16(emit.mul(largest, emit.constant(-fraction))))
         is_zero = b.fcmp_ordered("==", scale, emit.constant(0))
@@ -153,13 +152,11 @@ def _best_scale(emit, source, fractions, nearest):
             return [emit.fma(difference, difference, values[0])]
 
         total = emit.loop(GROUP, [emit.constant(0)], error)[0]
-        if best is None:
+        if not best:
             best = [total, scale, inverse]
         else:
             is_better = b.fcmp_ordered("<", total, best[0])
-            best = [
-                b.select(is_better, new, old) for new, old in zip((total, scale, inverse), best, strict=True)
-            ]
+            best = [b.select(is_better, new, old) for new, old in zip((total, scale, inverse), best, strict=True)]
     return best[1], best[2]
 
 
@@ -190,7 +187,7 @@ def _int8_block(emit, source, out, half):
 
 def _int4_block(emit, source, out, half):
     b = emit.builder
-    bounds = [(low + high) / 2 for low, high in zip(INT4_LEVELS, INT4_LEVELS[1:], strict=False)]
+    bounds = [(low + high) / 2 for low, high in pairwise(INT4_LEVELS)]
 
     def nearest(values):
         level = emit.constant(INT4_LEVELS[0])
@@ -221,4 +218,3 @@ def _int4_block(emit, source, out, half):
         return values
 
     emit.loop(GROUP // 8, [], two_quads)
-

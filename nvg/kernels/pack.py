@@ -1,4 +1,4 @@
-"""Matrices into the layout that tiles stream (`nvg.kernels.formats`): panels of 32 columns, quantised where they are to be."""
+"""Matrices into the layout that tiles stream (`nvg.kernels.formats`): panels of 32 columns, quantised if asked for."""
 
 from __future__ import annotations
 

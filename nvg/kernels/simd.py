@@ -19,7 +19,7 @@ LANES = 16
 F32, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
-class _BFloat(ir.types.Type):
+class _BFloat(ir.types.Type):  # type: ignore[misc]
     """LLVM's bfloat, which llvmlite has no name for."""
 
     null = "0.0"
@@ -159,7 +159,9 @@ class Emitter:
         return self.builder.load(pointer, typ=self.vector, align=4)
 
     def store(self, value, pointer):
-        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=value.type.element.width // 8 if isinstance(value.type.element, ir.IntType) else 4)
+        element = value.type.element
+        align = element.width // 8 if isinstance(element, ir.IntType) else 4
+        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()), align=align)
 
     def splat(self, scalar):
         scalar_type = ir.VectorType(scalar.type, self.width)

@@ -98,20 +98,17 @@ def _initial(emit: Emitter, args: dict[str, Any], c_tiles: list[Any], num_vector
     """What the accumulators begin with."""
     b = emit.builder
     values: list[Any] = [emit.constant(0)] * len(c_tiles)
-    bias = [
-        (lambda v: lambda: emit.load(emit.address(args["bias"], ir.Constant(I64, v * emit.width * 4))))(v)
-        for v in range(num_vectors)
-    ]
-    for bit, load in ((FROM_C, lambda i: emit.load(c_tiles[i])), (ADD_BIAS, None)):
+    for bit in (FROM_C, ADD_BIAS):
         before = b.block
         then, after = (b.function.append_basic_block(name) for name in ("begin_with", "begun"))
         is_set = b.icmp_signed("!=", b.and_(args["mode"], ir.Constant(I64, bit)), ir.Constant(I64, 0))
         b.cbranch(is_set, then, after)
         b.position_at_end(then)
-        if load is not None:
-            changed = [load(i) for i in range(len(c_tiles))]
+        if bit == FROM_C:
+            changed = [emit.load(pointer) for pointer in c_tiles]
         else:
-            columns = [one() for one in bias]
+            places = [emit.address(args["bias"], ir.Constant(I64, v * emit.width * 4)) for v in range(num_vectors)]
+            columns = [emit.load(place) for place in places]
             changed = [emit.add(value, columns[i % num_vectors]) for i, value in enumerate(values)]
         b.branch(after)
         b.position_at_end(after)
@@ -149,7 +146,7 @@ class _Rows:
     def at(self, offset: Any) -> list[Any]:
         """A pointer into each row, `offset` bytes (int64) from its first."""
         emit = self._emit
-        pointers = []
+        pointers: list[Any] = []
         for base in self._bases:
             place = emit.move(base, offset)
             for r in range(min(3, self.num_rows - len(pointers))):
@@ -307,4 +304,3 @@ def make_tile(tile: Tile) -> Any:
         return types.void(*[types.int64] * len(ARGUMENTS)), codegen
 
     return call
-

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nvg.errors import AbortedError
 from nvg.kernels import layers
@@ -102,7 +104,7 @@ class GPT2Runner:
             "ld_inner_operand": operand_bytes(self.dtype, config.n_inner),
         }
         width = self._row_bytes
-        self._buffers = {
+        self._buffers: dict[str, npt.NDArray[Any]] = {
             "x": np.zeros((rows, width["ld_embd"]), np.uint8),
             "y": np.zeros((rows, width["ld_embd"]), np.uint8),
             "qkv": np.zeros((rows, width["ld_qkv"]), np.uint8),
@@ -204,7 +206,8 @@ class GPT2Runner:
         self._team.run(self._job.address, self._context.ctypes.data)
         if self._meeting[ABORT]:
             raise AbortedError("the step was aborted")
-        return self._buffers["logits"][:num_rows, : self.vocab_size]
+        logits: Float32 = self._buffers["logits"][:num_rows, : self.vocab_size]
+        return logits
 
     def abort(self) -> None:
         """Make the running `execute` stop early; from any thread; without effect when none runs."""

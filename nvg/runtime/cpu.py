@@ -31,7 +31,7 @@ def features_of(triple: str, on: frozenset[str]) -> Features:
     is_arm = triple.startswith(("aarch64", "arm64"))
     is_x86 = triple.startswith(("x86_64", "i686"))
     width = 16 if {"avx512f", "avx512bw"} <= on else 8 if "avx2" in on else 4
-    vnni = "avx512vnni" in on and (width == 16 or "avx512vl" in on) or ("avxvnni" in on and width == 8)
+    vnni = ("avx512vnni" in on and (width == 16 or "avx512vl" in on)) or ("avxvnni" in on and width == 8)
     if is_arm:
         int8_dot = "sdot" if "dotprod" in on else "plain"
     else:
