@@ -14,13 +14,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from dummy import SIZES, write_checkpoint
-from engines import Nvg
+from engine_nvg import Nvg
+from engines import Setup
 from report import facts, print_facts, print_table, write_json
 
 from nvg.errors import NvgError
@@ -40,17 +40,10 @@ def measure(engine: Nvg, token_ids: list[int], at: list[int], repetitions: int) 
     Raises RuntimeError if the two ways differ in any bit of the logits.
     """
     seconds: dict[str, list[float]] = {"cached_s": [], "recomputed_s": []}
-    engine.feed(token_ids[:1])  # warm up
+    engine.prefill([token_ids[:1]])  # warm up
     for position in at:
-        before, last = token_ids[: position - 1], token_ids[position - 1 : position]
-
-        def restore(before: list[int] = before) -> None:
-            engine.reset()
-            if before:
-                engine.feed(before)
-
-        cached, cached_logits = _timed(engine, last, restore, repetitions)
-        recomputed, recomputed_logits = _timed(engine, token_ids[:position], engine.reset, repetitions)
+        cached, cached_logits = _timed(engine, token_ids[: position - 1], token_ids[position - 1 : position], repetitions)
+        recomputed, recomputed_logits = _timed(engine, [], token_ids[:position], repetitions)
         if not np.array_equal(cached_logits, recomputed_logits):
             raise RuntimeError(f"position {position}: cached and recomputed logits differ")
         seconds["cached_s"].append(cached)
@@ -59,15 +52,18 @@ def measure(engine: Nvg, token_ids: list[int], at: list[int], repetitions: int) 
 
 
 def _timed(
-    engine: Nvg, token_ids: list[int], prepare: Callable[[], None], repetitions: int
+    engine: Nvg, before: list[int], token_ids: list[int], repetitions: int
 ) -> tuple[float, np.ndarray[Any, Any]]:
+    """Median seconds of computing `token_ids` after `before`, and their logits."""
     times = []
     for _ in range(repetitions):
-        prepare()
+        engine.reset()
+        if before:
+            engine.feed([before])
         start = time.perf_counter()
-        logits = engine.feed(token_ids)
+        engine.feed([token_ids])
         times.append(time.perf_counter() - start)
-    return statistics.median(times), logits.copy()
+    return statistics.median(times), engine.logits()
 
 
 def total(at: list[int], seconds: list[float]) -> float:
@@ -119,7 +115,8 @@ def run(args: argparse.Namespace, directory: Path, name: str, scratch: Path) -> 
     rng = random.Random(1)
     token_ids = [rng.randrange(config.vocab_size) for _ in range(length)]
     at = positions(length, args.every)
-    seconds = measure(Nvg(directory, args.threads, length, scratch), token_ids, at, args.repetitions)
+    engine = Nvg(Setup(directory, scratch, "float32", args.threads, context=length, batch=1))
+    seconds = measure(engine, token_ids, at, args.repetitions)
     print(f"{name}, {args.threads} threads; milliseconds per token, median of {args.repetitions}")
     print("logits are equal in every bit, with the cache and without\n")
     rows = [["position", "KV cache", "no cache", "ratio"]]

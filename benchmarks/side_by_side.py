@@ -2,53 +2,67 @@
 
     python benchmarks/side_by_side.py --dummy gpt2
 
-Prefill is one call over the whole prompt, decode is one call a token after an untimed context; both end with the last
-token's logits, nothing is sampled. Each repetition has other tokens, and each engine its turn in it, so a ratio
-compares neighbours in time. Before the first one every engine's logits are compared with nvg's.
+Precision by precision, each engine does the same work in turn, in a process of its own; each repetition has other
+tokens and begins with another engine, so a ratio compares neighbours in time. Before anything is timed every engine's
+logits are compared with nvg's in float32.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from converted import source_key
 from dummy import SIZES, write_checkpoint
-from engines import ENGINES, EngineProcess, Logits, Work
+from engines import PEERS, PRECISIONS, TOKEN_TOLERANCE, TOLERANCES, VARIANTS, EngineProcess, Setup, Variant
 from report import Spread, facts, print_facts, print_table, write_json
+from work import Logits, Task, Work
 
 from nvg.errors import NvgError
 from nvg.hub import resolve_model
 from nvg.model.config import read_config
 from nvg.runtime.cores import default_threads
 
-PHASES = ("prefill", "decode")
+WORK = "prefill-16,prefill-128,prefill-512,prefill-900,decode-1,decode-1-900,decode-8,decode-16,greedy-1,topp-1,topp-16"
+_CHECK_TOKENS, _CHECK_STEPS, _CHECK_BATCH = 24, 4, 2
 
 
 @dataclass
 class Measured:
-    """An engine and what was measured of it: tokens a second of every repetition, by phase."""
+    """An engine at a precision and what was measured of it."""
 
     process: EngineProcess
-    tok_s: dict[str, list[float]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
-    logits_difference: float = 0.0
-    """Greatest absolute difference from nvg's."""
-    relative_difference: float = 0.0
-    """The same in standard deviations of nvg's logits."""
-    seconds: float = 0.0
+    tok_s: dict[str, list[float]] = field(default_factory=dict)
+    """Tokens a second of every repetition, by task."""
+    difference: float | None = None
+    """From nvg's float32 logits: root mean square in standard deviations; None where it shows no logits."""
+    token_gap: float | None = None
+    """Of an engine that shows none: how far below the greatest of nvg's float32 logits its choice was, as above."""
+    wall_s: float = 0.0
     cpu_s: float = 0.0
     waiting_cpu_s: float = 0.0
 
     @property
+    def variant(self) -> Variant:
+        """What it is."""
+        return self.process.variant
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it can't be the same model; NaN is wrong, too."""
+        by_logits = self.difference is not None and not self.difference <= TOLERANCES[self.variant.precision]
+        return by_logits or (self.token_gap is not None and not self.token_gap <= TOKEN_TOLERANCE)
+
+    @property
     def cores(self) -> float:
         """Cores that were used on average while it worked: fewer than its threads if they had to share them."""
-        return self.cpu_s / self.seconds
+        return self.cpu_s / self.wall_s if self.wall_s else 0.0
 
 
 def parse() -> argparse.Namespace:
@@ -56,158 +70,235 @@ def parse() -> argparse.Namespace:
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", help="a built-in model's name or a Hugging Face GPT-2 directory")
     model.add_argument("--dummy", choices=SIZES, help="random weights of this size")
-    parser.add_argument("--engines", default=",".join(ENGINES), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--precision", default=",".join(PRECISIONS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--engines", default=",".join(PEERS), help="comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--work",
+        help="comma-separated: prefill-TOKENS, and decode-, greedy- and topp-BATCH or -BATCH-CONTEXT "
+        f"(default: what the model's context holds of {WORK})",
+    )
     parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
-    parser.add_argument("--prompt-tokens", type=int, default=512, help="default: %(default)s")
-    parser.add_argument("--context", type=int, default=32, help="tokens before decode begins (default: %(default)s)")
-    parser.add_argument("--new-tokens", type=int, default=64, help="default: %(default)s")
+    parser.add_argument(
+        "--new-tokens", type=int, default=64, help="steps at batch 1, a fourth at others (default: %(default)s)"
+    )
     parser.add_argument("--repetitions", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep and reuse the dummy model in this directory")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep and reuse the dummy model and converted models in this directory"
+    )
     args = parser.parse_args()
-    args.engines = args.engines.split(",")
-    for name in args.engines:
-        if name not in ENGINES:
-            parser.error(f"no engine {name!r}; there are {', '.join(ENGINES)}")
-    if "nvg" not in args.engines:
-        args.engines.insert(0, "nvg")
-    for name in ("threads", "prompt_tokens", "context", "new_tokens", "repetitions"):
+    args.precision = _choices(parser, "precision", args.precision, PRECISIONS)
+    args.engines = _choices(parser, "engine", args.engines, PEERS)
+    for name in ("threads", "new_tokens", "repetitions"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+    try:
+        args.tasks = [Task.parse(name, args.new_tokens) for name in (args.work or WORK).split(",")]
+    except ValueError as error:
+        parser.error(str(error))
     return args
 
 
-def draw_work(args: argparse.Namespace, vocab_size: int, repetition: int) -> dict[str, Work]:
-    """A repetition's work by phase, the same for every engine."""
-    rng = random.Random(repetition)
+def _choices(parser: argparse.ArgumentParser, what: str, text: str, allowed: tuple[str, ...]) -> list[str]:
+    """The words of a comma-separated list, in the order of `allowed`."""
+    words = text.split(",")
+    for word in words:
+        if word not in allowed:
+            parser.error(f"no {what} {word!r}; there are {', '.join(allowed)}")
+    return [word for word in allowed if word in words]
 
-    def tokens(count: int) -> list[int]:
-        return [rng.randrange(vocab_size) for _ in range(count)]
 
-    return {"prefill": Work(tokens(args.prompt_tokens)), "decode": Work(tokens(args.context), tokens(args.new_tokens))}
+def check_works(vocab_size: int) -> list[Work]:
+    """What logits are compared on: the ends of prompts, alone and together, and of a few steps after them."""
+    prefill = Task("prefill", 1, _CHECK_TOKENS)
+    decode = Task("decode", _CHECK_BATCH, _CHECK_TOKENS, _CHECK_STEPS)
+    drawn = [replace(prefill.draw(vocab_size, seed), is_check=True) for seed in range(2)]
+    works = [replace(work, prompts=work.prompts[:1]) for work in drawn]
+    return [*works, replace(decode.draw(vocab_size, 0), is_check=True)]
 
 
-def compare_logits(engines: list[Measured], work: dict[str, Work]) -> None:
-    """Warm every engine up, and note how far its logits are from nvg's."""
-    for phase in PHASES:
-        wanted: Logits | None = None
-        for engine in engines:
-            done = engine.process.run(work[phase])
+def reference(setup: Setup, works: list[Work]) -> list[Logits]:
+    """nvg's float32 logits of each work; of decode, after the prompts and after the steps. Raises RuntimeError."""
+    variant = next(variant for variant in VARIANTS if variant.peer == "nvg" and variant.precision == "float32")
+    process = EngineProcess(variant, replace(setup, precision="float32"))
+    logits = []
+    try:
+        for work in works:
+            done = process.run(work)
             if done is None:
-                continue
-            if wanted is None:
-                wanted = done.logits
-            difference = float(np.abs(done.logits - wanted).max())
-            engine.logits_difference = max(engine.logits_difference, difference)
-            engine.relative_difference = max(engine.relative_difference, difference / float(wanted.std()))
+                raise RuntimeError(f"nvg in float32 {process.problem}")
+            logits.append(done.outcome.logits)
+    finally:
+        process.close()
+    return logits
 
 
-def measure(engines: list[Measured], args: argparse.Namespace, vocab_size: int) -> None:
-    """Take turns; who begins changes with the repetition."""
-    counts = {"prefill": args.prompt_tokens, "decode": args.new_tokens}
-    for repetition in range(args.repetitions):
-        work = draw_work(args, vocab_size, repetition + 1)
+def compare(engine: Measured, works: list[Work], wanted: list[Logits]) -> None:
+    """Note how far an engine's logits, or the tokens that it chooses, are from nvg's in float32."""
+    for work, logits in zip(works, wanted, strict=True):
+        done = engine.process.run(work)
+        if done is None:
+            return
+        given, chosen = done.outcome.logits, done.outcome.first_token_ids
+        if given is not None:
+            difference = float(np.sqrt(np.square(given - logits).mean()) / logits.std())
+            engine.difference = max(engine.difference or 0.0, difference)
+        elif chosen is not None and work.kind == "prefill":
+            gap = float((logits[0].max() - logits[0, chosen[0]]) / logits[0].std())
+            engine.token_gap = max(engine.token_gap or 0.0, gap)
+
+
+def measure(engines: list[Measured], tasks: list[Task], vocab_size: int, repetitions: int) -> None:
+    """Take turns; who begins changes with the repetition, and the first one, which warms up, is not counted."""
+    for repetition in range(repetitions + 1):
         begin = repetition % len(engines)
-        for phase in PHASES:
+        for task in tasks:
+            work = task.draw(vocab_size, repetition)
             for engine in engines[begin:] + engines[:begin]:
-                done = engine.process.run(work[phase])
-                if done is not None:
-                    engine.tok_s[phase].append(counts[phase] / done.seconds)
-                    engine.seconds += done.seconds
+                if task.kind in ("greedy", "topp") and not engine.variant.has_sampler:
+                    continue
+                done = engine.process.run(work)
+                if done is not None and repetition:
+                    engine.tok_s.setdefault(task.name, []).append(work.num_tokens / done.outcome.seconds)
+                    engine.wall_s += done.wall_s
                     engine.cpu_s += done.cpu_s
                     engine.waiting_cpu_s += done.waiting_cpu_s
 
 
-def print_results(engines: list[Measured], missing: list[EngineProcess], args: argparse.Namespace) -> None:
-    nvg = engines[0]
-    print(f"tokens a second, {args.threads} threads; median (least-greatest) of {args.repetitions} repetitions\n")
-    columns = (f"prefill {args.prompt_tokens}", f"decode {args.new_tokens} after {args.context}")
-    rows = [["", columns[0], "nvg is x", columns[1], "nvg is x"]]
-    for engine in engines:
-        row = [engine.process.name]
-        for phase in PHASES:
-            ratio = "" if engine is nvg else Spread.of_ratios(nvg.tok_s[phase], engine.tok_s[phase]).text(2)
-            row += [Spread.of(engine.tok_s[phase]).text(0 if phase == "prefill" else 1), ratio]
-        rows.append(row)
-    rows += [[process.name, process.problem or "", "", "", ""] for process in missing]
+def run_precision(
+    precision: str, args: argparse.Namespace, setup: Setup, works: list[Work], wanted: list[Logits]
+) -> list[Measured]:
+    """All engines of a precision, with what was measured or with their problem; the wrong ones are not timed."""
+    variants = [variant for variant in VARIANTS if variant.precision == precision and variant.peer in args.engines]
+    with ExitStack() as stack:
+        engines = []
+        for variant in variants:
+            print(f"{precision}: {variant.name}", file=sys.stderr, flush=True)
+            process = EngineProcess(variant, replace(setup, precision=precision, options=variant.options))
+            stack.callback(process.close)
+            engines.append(Measured(process))
+            compare(engines[-1], works, wanted)
+        right = [engine for engine in engines if engine.process.problem is None and not engine.is_wrong]
+        if right:
+            vocab_size = wanted[0].shape[-1]
+            print(f"{precision}: measuring {', '.join(e.variant.name for e in right)}", file=sys.stderr, flush=True)
+            measure(right, args.tasks, vocab_size, args.repetitions)
+    return engines
+
+
+def ratios(engines: list[Measured], task: str) -> dict[str, Spread]:
+    """nvg's tokens a second by each peer's, repetition by repetition."""
+    nvg = next((engine.tok_s.get(task) for engine in engines if engine.variant.peer == "nvg"), None)
+    if nvg is None:
+        return {}
+    peers = [engine for engine in engines if engine.variant.peer != "nvg" and len(engine.tok_s.get(task, ())) == len(nvg)]
+    return {engine.variant.name: Spread.of_ratios(nvg, engine.tok_s[task]) for engine in peers}
+
+
+def print_precision(precision: str, engines: list[Measured], tasks: list[Task]) -> None:
+    """A table for each task, and one of the engines."""
+    problems = {engine.variant.name: engine.process.problem for engine in engines if engine.process.problem}
+    problems |= {engine.variant.name: "wrong: another model by its logits" for engine in engines if engine.is_wrong}
+    rows = []
+    for task in tasks:
+        by_name = ratios(engines, task.name)
+        rows.append([f"{precision}, {task.name}", "tok/s", "nvg is x"])
+        for engine in engines:
+            name = engine.variant.name
+            tok_s = engine.tok_s.get(task.name)
+            if tok_s:
+                text = Spread.of(tok_s).text(0 if task.kind == "prefill" else 1)
+            else:
+                text = problems.get(name) or "has no sampler"
+                text = text if len(text) < 40 else f"{text[:36]}..."
+            rows.append([f"  {name}", text, by_name[name].text(2) if name in by_name else ""])
     print_table(rows)
     print()
-    rows = [["", "what", "logits differ from nvg's by", "cores used", "CPU time while waiting"]]
+    rows = [[precision, "what", "from nvg's float32", "cores used", "CPU time while waiting"]]
     for engine in engines:
-        difference = f"{engine.logits_difference:.1e} ({engine.relative_difference:.1e} sigma)"
-        waiting = f"{engine.waiting_cpu_s:.2f} s"
-        difference = "" if engine is nvg else difference
-        rows.append([engine.process.name, engine.process.description, difference, f"{engine.cores:.2f}", waiting])
+        name, what = engine.variant.name, problems.get(engine.variant.name) or engine.process.description
+        if engine.variant.name in problems and engine.process.description:
+            what += f" ({engine.process.description})"
+        if engine.difference is not None:
+            difference = f"{engine.difference:.1e} sigma"
+        else:
+            difference = "" if engine.token_gap is None else f"its token by {engine.token_gap:.2f} sigma"
+        rows.append([f"  {name}", what, difference, f"{engine.cores:.2f}", f"{engine.waiting_cpu_s:.2f} s"])
     print_table(rows)
+    print()
 
 
-def as_json(
-    engines: list[Measured], missing: list[EngineProcess], args: argparse.Namespace, machine: dict[str, Any]
-) -> dict[str, Any]:
-    result: dict[str, Any] = {"machine": machine}
-    settings = ("model", "dummy", "threads", "prompt_tokens", "context", "new_tokens", "repetitions")
-    result["settings"] = {name: getattr(args, name) for name in settings}
-    result["engines"] = {
-        engine.process.name: {
+def as_json(engines: list[Measured], tasks: list[Task]) -> dict[str, Any]:
+    """A precision's part of the JSON file."""
+    described = {}
+    for engine in engines:
+        described[engine.variant.name] = {
+            "peer": engine.variant.peer,
+            "problem": engine.process.problem or ("wrong: another model by its logits" if engine.is_wrong else None),
             "description": engine.process.description,
             "load_s": engine.process.load_s,
-            **{f"{phase}_tok_s": engine.tok_s[phase] for phase in PHASES},
-            "logits_difference": engine.logits_difference,
-            "relative_difference": engine.relative_difference,
+            "logits_rms_sigma": engine.difference,
+            "token_gap_sigma": engine.token_gap,
             "cores_used": engine.cores,
             "waiting_cpu_s": engine.waiting_cpu_s,
         }
-        for engine in engines
-    }
-    result["engines"].update({process.name: {"problem": process.problem} for process in missing})
-    nvg = engines[0]
-    result["ratios"] = {
-        engine.process.name: {phase: vars(Spread.of_ratios(nvg.tok_s[phase], engine.tok_s[phase])) for phase in PHASES}
-        for engine in engines[1:]
-    }
-    return result
+    work = {}
+    for task in tasks:
+        by_name = {engine.variant.name: engine.tok_s[task.name] for engine in engines if task.name in engine.tok_s}
+        compared = {name: vars(spread) for name, spread in ratios(engines, task.name).items()}
+        work[task.name] = {"tok_s": by_name, "nvg_is_x": compared}
+    return {"engines": described, "work": work}
+
+
+def fitting(args: argparse.Namespace, n_positions: int) -> str | None:
+    """Leave only tasks that fit in args.tasks, saying which do not; an error's line if they were asked for."""
+    too_long = [task for task in args.tasks if task.tokens > n_positions]
+    if too_long and args.work:
+        names = ", ".join(f"{task.name} ({task.tokens} tokens)" for task in too_long)
+        return f"{names}: the model's context holds {n_positions}"
+    args.tasks = [task for task in args.tasks if task.tokens <= n_positions]
+    if too_long:
+        names = ", ".join(task.name for task in too_long)
+        print(f"left out, the model's context holds {n_positions} tokens: {names}\n")
+    return None
 
 
 def run(args: argparse.Namespace, directory: Path, scratch: Path) -> int:
     config = read_config(directory)
-    context = max(args.prompt_tokens, args.context + args.new_tokens)
-    if context > config.n_positions:
-        print(f"error: {context} tokens do not fit the model's context of {config.n_positions}", file=sys.stderr)
+    problem = fitting(args, config.n_positions)
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr)
         return 2
     machine = facts()
     print_facts(machine)
-    with ExitStack() as stack:
-        processes = []
-        for name in args.engines:
-            process = EngineProcess(name, directory, args.threads, context, scratch)
-            stack.callback(process.close)
-            processes.append(process)
-        engines = [Measured(process) for process in processes if process.problem is None]
-        if not engines or engines[0].process.name != "nvg":
-            print(f"error: nvg itself {processes[0].problem}", file=sys.stderr)
-            return 1
-        compare_logits(engines, draw_work(args, config.vocab_size, 0))
-        engines = [engine for engine in engines if engine.process.problem is None]
-        measure(engines, args, config.vocab_size)
-    engines = [engine for engine in engines if engine.process.problem is None]
-    missing = [process for process in processes if process.problem is not None]
-    print_results(engines, missing, args)
-    write_json(args.json, as_json(engines, missing, args, machine))
-    wrong = [engine for engine in engines if not engine.relative_difference <= ENGINES[engine.process.name].tolerance]
-    for engine in wrong:
-        print(f"error: {engine.process.name} does not compute the same model: see its logits", file=sys.stderr)
+    context = max(*(task.tokens for task in args.tasks), _CHECK_TOKENS + _CHECK_STEPS)
+    batch = max(*(task.batch for task in args.tasks), _CHECK_BATCH)
+    setup = Setup(directory, scratch, "float32", args.threads, context, batch)
+    works = check_works(config.vocab_size)
+    wanted = reference(setup, works)
+    print(f"tokens a second, {args.threads} threads; median (least-greatest) of {args.repetitions} repetitions\n")
+    result: dict[str, Any] = {"machine": machine}
+    settings = ("model", "dummy", "threads", "new_tokens", "repetitions")
+    result["settings"] = {name: getattr(args, name) for name in settings}
+    result["precisions"] = {}
+    wrong = []
+    for precision in args.precision:
+        engines = run_precision(precision, args, setup, works, wanted)
+        print_precision(precision, engines, args.tasks)
+        result["precisions"][precision] = as_json(engines, args.tasks)
+        wrong += [f"{engine.variant.name} in {precision}" for engine in engines if engine.is_wrong]
+    write_json(args.json, result)
+    for name in wrong:
+        print(f"error: {name} does not compute the same model: see how far it is from nvg's float32", file=sys.stderr)
     return 1 if wrong else 0
 
 
 def main() -> int:
     args = parse()
     with tempfile.TemporaryDirectory(prefix="nvg-benchmark-") as temporary:
-        scratch = Path(temporary)
-        if args.dummy:
-            directory = write_checkpoint((args.keep or scratch) / args.dummy, args.dummy)
-        else:
-            directory = resolve_model(args.model)
-        return run(args, directory, scratch)
+        scratch = (args.keep or Path(temporary)).resolve()
+        directory = write_checkpoint(scratch / args.dummy, args.dummy) if args.dummy else resolve_model(args.model)
+        return run(args, directory, scratch / f"converted-{source_key(directory)}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""A Hugging Face GPT-2 directory -> a GGUF file with float32 weights, for llama.cpp. Needs the package gguf.
+"""A Hugging Face GPT-2 directory -> a GGUF file for llama.cpp. Needs the packages gguf and llama-cpp-python.
 
-Keys and tensor names are those of the GGUF specification (docs/gguf.md of ggml) and of llama.cpp's gpt2 architecture.
+The file with float32 weights is written here, the others are made from it by llama.cpp's own quantiser. Keys and tensor names are those of the GGUF specification (docs/gguf.md of ggml) and of llama.cpp's gpt2 architecture.
 The tokenizer in the file is a stand-in: benchmarks exchange token ids.
 """
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_cpp
 import numpy as np
+from converted import converted
 from dummy import vocabulary
 
 from nvg.model.checkpoint import Checkpoint
@@ -35,9 +38,39 @@ _SAME_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 _NORMAL_TOKEN, _CONTROL_TOKEN = 1, 3
 _ALL_F32 = 0
 
+_FILE_TYPES = {
+    "f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
+    "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16,
+    "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+}
+_PURE = "-pure"
+
+
+def gguf_file(directory: Path, scratch: Path, kind: str) -> Path:
+    """A file in `scratch` with the checkpoint's weights as f32, f16, bf16, q8_0, q4_0 or q4_0-pure.
+
+    q4_0 is what llama.cpp makes of it by itself: the head, and with it the embedding that is tied to it, in Q6_K; pure
+    has all matrices in Q4_0. Raises ValueError, RuntimeError.
+    """
+    whole = converted(scratch / "gguf-f32.gguf", write_gguf, directory)
+    return whole if kind == "f32" else converted(scratch / f"gguf-{kind}.gguf", quantise_gguf, whole, kind)
+
+
+def quantise_gguf(source: Path, kind: str, path: Path) -> None:
+    """Write the float32 file `source` to `path` as `kind` (see `gguf_file`). Raises RuntimeError."""
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = _FILE_TYPES[kind.removesuffix(_PURE)]
+    options.pure = kind.endswith(_PURE)
+    silence = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(silence, ctypes.c_void_p(0))
+    status = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(options))
+    if status:
+        raise RuntimeError(f"llama_model_quantize returned {status} for {kind}")
+
 
 def write_gguf(directory: Path, path: Path) -> None:
-    """Write the checkpoint in `directory` to `path`.
+    """Write the checkpoint in `directory` to `path`, in float32.
 
     Raises ValueError for a model that llama.cpp's gpt2 architecture would compute differently.
     """
