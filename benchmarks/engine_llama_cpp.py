@@ -146,10 +146,8 @@ class LlamaCpp(SteppingEngine):
         """Through its sampler chain, one for each sequence."""
         chains = [_chain(work.kind, work.seed + i) for i in range(len(work.prompts))]
         self.prefill(work.prompts)
-        if self._stacked:  # logits of the earlier sequences are gone: begin with any token
-            chosen = [int(row[0].argmax()) for row in self._stacked]
-        else:
-            chosen = self._draw(chains)
+        # where logits of the earlier sequences are gone, begin with any token
+        chosen = [int(row[0].argmax()) for row in self._stacked] if self._stacked else self._draw(chains)
         first = list(chosen)
         start = time.perf_counter()
         for _ in work.then:

@@ -42,7 +42,9 @@ def measure(engine: Nvg, token_ids: list[int], at: list[int], repetitions: int) 
     seconds: dict[str, list[float]] = {"cached_s": [], "recomputed_s": []}
     engine.prefill([token_ids[:1]])  # warm up
     for position in at:
-        cached, cached_logits = _timed(engine, token_ids[: position - 1], token_ids[position - 1 : position], repetitions)
+        cached, cached_logits = _timed(
+            engine, token_ids[: position - 1], token_ids[position - 1 : position], repetitions
+        )
         recomputed, recomputed_logits = _timed(engine, [], token_ids[:position], repetitions)
         if not np.array_equal(cached_logits, recomputed_logits):
             raise RuntimeError(f"position {position}: cached and recomputed logits differ")

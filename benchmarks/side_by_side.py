@@ -191,7 +191,9 @@ def ratios(engines: list[Measured], task: str) -> dict[str, Spread]:
     nvg = next((engine.tok_s.get(task) for engine in engines if engine.variant.peer == "nvg"), None)
     if nvg is None:
         return {}
-    peers = [engine for engine in engines if engine.variant.peer != "nvg" and len(engine.tok_s.get(task, ())) == len(nvg)]
+    peers = [
+        engine for engine in engines if engine.variant.peer != "nvg" and len(engine.tok_s.get(task, ())) == len(nvg)
+    ]
     return {engine.variant.name: Spread.of_ratios(nvg, engine.tok_s[task]) for engine in peers}
 
 

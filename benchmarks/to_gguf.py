@@ -1,7 +1,8 @@
 """A Hugging Face GPT-2 directory -> a GGUF file for llama.cpp. Needs the packages gguf and llama-cpp-python.
 
-The file with float32 weights is written here, the others are made from it by llama.cpp's own quantiser. Keys and tensor names are those of the GGUF specification (docs/gguf.md of ggml) and of llama.cpp's gpt2 architecture.
-The tokenizer in the file is a stand-in: benchmarks exchange token ids.
+The file with float32 weights is written here, the others are made from it by llama.cpp's own quantiser. Keys and
+tensor names are those of the GGUF specification (docs/gguf.md of ggml) and of llama.cpp's gpt2 architecture. The
+tokenizer in the file is a stand-in: benchmarks exchange token ids.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class Task:
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(
-                f"no work {name!r}; there are prefill-TOKENS, decode-BATCH, greedy-BATCH and topp-BATCH, the last three "
-                "also with -CONTEXT"
+                f"no work {name!r}; there are prefill-TOKENS, decode-BATCH, greedy-BATCH and topp-BATCH, the last "
+                "three also with -CONTEXT"
             )
         if match[1]:
             return cls("prefill", 1, int(match[2]))

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-OPTIONAL = ("llama_cpp", "gguf", "torch", "transformers", "matplotlib")
+OPTIONAL = (
+    "llama_cpp", "gguf", "torch", "transformers", "matplotlib", "openvino", "openvino_genai", "ctranslate2", "nncf",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -29,22 +31,28 @@ def run(tmp_path):
 
 
 def test_side_by_side_measures_nvg_and_names_missing_peers(run):
-    options = ("--prompt-tokens", "40", "--new-tokens", "3", "--repetitions", "2", "--json", "result.json")
-    process, result = run("side_by_side.py", "--model", "tales", *options)
+    options = ("--precision", "float32,int8", "--work", "prefill-40,decode-2-8,topp-1-8", "--new-tokens", "3")
+    process, result = run(
+        "side_by_side.py", "--model", "tales", *options, "--repetitions", "2", "--json", "result.json"
+    )
     assert process.returncode == 0, process.stderr
-    engines = result["engines"]
-    assert len(engines["nvg"]["prefill_tok_s"]) == len(engines["nvg"]["decode_tok_s"]) == 2
-    assert min(engines["nvg"]["decode_tok_s"]) > 0
-    for peer in ("llama.cpp", "llama.cpp-f32", "transformers"):
-        assert engines[peer]["problem"].startswith("missing: no ")
-        assert f"{peer} " in process.stdout
+    for precision in ("float32", "int8"):
+        measured = result["precisions"][precision]
+        for work in ("prefill-40", "decode-2-8", "topp-1-8"):
+            assert len(measured["work"][work]["tok_s"]["nvg"]) == 2
+            assert min(measured["work"][work]["tok_s"]["nvg"]) > 0
+        peers = {name: engine for name, engine in measured["engines"].items() if name != "nvg"}
+        assert len(peers) >= 3
+        for name, engine in peers.items():
+            assert engine["problem"].startswith("missing: no "), (name, engine)
+            assert name in process.stdout
     assert result["machine"]["load average"]
 
 
 def test_side_by_side_refuses_a_context_that_does_not_fit(run):
-    process, _ = run("side_by_side.py", "--model", "tales", "--prompt-tokens", "513")
+    process, _ = run("side_by_side.py", "--model", "tales", "--work", "prefill-513")
     assert process.returncode == 2
-    assert process.stderr == "error: 513 tokens do not fit the model's context of 512\n"
+    assert process.stderr == "error: prefill-513 (513 tokens): the model's context holds 512\n"
 
 
 def test_kv_cache_measures_both_ways_and_says_that_it_can_not_plot(run):

@@ -1,4 +1,4 @@
-"""Vector intrinsics against float64 NumPy: accuracy, masked tails, and bits that do not depend on the tiling."""
+"""Vector intrinsics against float64 NumPy: accuracy, masked tails, and activations by their formulas."""
 
 import math
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from nvg.kernels import layers, simd
-from nvg.kernels.attention import round32
-from nvg.kernels.microkernels import HIGH, PANEL, multiply_panel
+from nvg.kernels.kv import round32
 from nvg.runtime.compile_cache import njit
 
 
@@ -20,11 +19,6 @@ def _reduce(row, n, mean):
 @njit
 def _exp_scaled(row, n, largest, scale):
     simd.exp_scaled(row, 0, n, largest, scale)
-
-
-@njit
-def _multiply(a, lda, num_rows, b, c, ldc, k, accumulate):
-    multiply_panel(a, 0, lda, num_rows, b, 0, PANEL, c, 0, ldc, k, accumulate)
 
 
 def _row(values):
@@ -79,33 +73,6 @@ def test_activations_follow_their_formulas(kind):
     x = np.concatenate([np.linspace(-30, 30, 6001), np.linspace(-0.3, 0.3, 1001)]).astype(np.float32)
     row = np.zeros(round32(len(x)), np.float32)
     row[: len(x)] = x
-    layers.activate(kind, row, len(row), 1, 0, len(x))
+    layers.activate(kind, row.ctypes.data, len(x))
     expected = _FORMULAS[kind](x.astype(np.float64))
     assert (np.abs(row[: len(x)] - expected) / np.maximum(1, np.abs(x))).max() < 4e-7
-
-
-@pytest.mark.parametrize("num_rows", [*range(1, HIGH + 3), 3 * HIGH])
-@pytest.mark.parametrize("k", [1, 7, 64])
-def test_a_panel_is_a_matrix_product(num_rows, k):
-    rng = np.random.default_rng(num_rows * 100 + k)
-    a = rng.normal(size=(num_rows, k + 3)).astype(np.float32)
-    b = rng.normal(size=(k, PANEL)).astype(np.float32)
-    c = np.full((num_rows, PANEL + 5), np.nan, np.float32)
-    _multiply(a.reshape(-1), k + 3, num_rows, b.reshape(-1), c.reshape(-1), PANEL + 5, k, False)
-    expected = a[:, :k].astype(np.float64) @ b.astype(np.float64)
-    assert np.abs(c[:, :PANEL] - expected).max() < 1e-5
-    assert np.isnan(c[:, PANEL:]).all(), "columns beyond the panel are not touched"
-
-
-def test_a_row_has_the_same_bits_in_any_tile_and_with_k_in_any_pieces():
-    rng = np.random.default_rng(0)
-    k, num_rows = 100, 2 * HIGH + 1
-    a = rng.normal(size=(num_rows, k)).astype(np.float32)
-    b = rng.normal(size=(k, PANEL)).astype(np.float32)
-    together = np.empty((num_rows, PANEL), np.float32)
-    _multiply(a.reshape(-1), k, num_rows, b.reshape(-1), together.reshape(-1), PANEL, k, False)
-    for row in range(num_rows):
-        alone = np.empty(PANEL, np.float32)
-        for start, end in ((0, 33), (33, 34), (34, k)):
-            _multiply(a[row, start:].copy(), k, 1, b[start:].reshape(-1), alone, PANEL, end - start, start > 0)
-        assert np.array_equal(alone, together[row])

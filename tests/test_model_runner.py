@@ -30,9 +30,13 @@ def directory(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("model"), n_layer=2, n_head=3, n_embd=60, n_positions=200)
 
 
-@pytest.fixture(scope="module")
-def runner(directory):
-    runner = make_runner(directory)
+PRECISIONS = [("float32", None), ("bfloat16", None), ("int8", "int8"), ("int4", "bfloat16")]
+
+
+@pytest.fixture(scope="module", params=PRECISIONS, ids=lambda pair: pair[0])
+def runner(directory, request):
+    dtype, kv_dtype = request.param
+    runner = make_runner(directory, dtype=dtype, kv_dtype=kv_dtype)
     yield runner
     runner.close()
 
@@ -145,21 +149,46 @@ def test_a_sequence_has_the_same_bits_in_a_batch(runner, alone):
     assert np.array_equal(step(runner, batch, rows=range(1, 25)), expected[40:])
 
 
-def test_one_and_two_and_three_threads_give_the_same_bits(directory, alone):
+def test_one_and_two_and_three_threads_give_the_same_bits(directory, runner, alone):
     ids, expected = alone
     for threads in (1, 3):
-        runner = make_runner(directory, threads=threads)
+        other = make_runner(directory, threads=threads, dtype=runner.dtype, kv_dtype=runner.kv_dtype)
         try:
-            assert np.array_equal(step(runner, [(ids, 0, [1, 0])]), expected)
+            assert np.array_equal(step(other, [(ids, 0, [1, 0])]), expected)
         finally:
-            runner.close()
+            other.close()
 
 
-def test_the_block_size_does_not_change_the_bits(directory, alone):
+def test_the_block_size_does_not_change_the_bits(directory, runner, alone):
     ids, expected = alone
-    runner = make_runner(directory, block_size=64, num_blocks=4)
+    options = {"dtype": runner.dtype, "kv_dtype": runner.kv_dtype}
+    other = make_runner(directory, block_size=64, num_blocks=4, **options)
     try:
-        assert np.array_equal(step(runner, [(ids, 0, [2])]), expected)
+        assert np.array_equal(step(other, [(ids, 0, [2])]), expected)
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv_dtype", "most"),
+    [
+        ("float32", "bfloat16", 0.006),
+        ("float32", "int8", 0.02),
+        ("bfloat16", None, 0.015),
+        ("int8", None, 0.04),
+        ("int4", None, 0.4),
+    ],
+)
+@pytest.mark.parametrize("shape", [{"n_head": 3, "n_embd": 60}, {"n_head": 2, "n_embd": 96, "tie": False}], ids=str)
+def test_logits_of_other_precisions_are_near_the_naive_reference(dtype, kv_dtype, most, shape, tmp_path):
+    """Root mean square of the error in standard deviations of the logits."""
+    directory = write_checkpoint(tmp_path, n_layer=2, n_positions=200, **shape)
+    ids = tokens(64)
+    expected = reference.logits(reference.load(directory), ids)
+    runner = make_runner(directory, dtype=dtype, kv_dtype=kv_dtype)
+    try:
+        error = step(runner, [(ids, 0, [5, 1])]) - expected
+        assert 0 < np.sqrt((error**2).mean()) / expected.std() < most
     finally:
         runner.close()
 
@@ -213,4 +242,6 @@ def test_weights_are_not_kept_twice(runner):
     config = runner._config
     parameters = config.vocab_size * config.n_embd + config.n_positions * config.n_embd
     parameters += config.n_layer * 12 * config.n_embd**2
-    assert runner.weight_bytes < 4 * parameters * 1.35  # tiny matrices are padded to panels of 32 columns
+    per_weight = {"float32": 4, "bfloat16": 2, "int8": 34 / 32, "int4": 18 / 32}[runner.dtype]
+    vectors = 4 * (config.n_positions * config.n_embd + config.n_layer * 13 * config.n_embd + 2 * config.n_embd)
+    assert runner.weight_bytes < per_weight * parameters * 1.35 + vectors  # tiny matrices are padded to 32 by 32

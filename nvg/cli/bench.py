@@ -12,7 +12,7 @@ from nvg.bench.options import DEFAULT_PROMPT_TOKENS, DUMMY_SIZES, BenchOptions
 from nvg.cli import options, say
 from nvg.cli.interrupt import interruptible
 from nvg.cli.table import print_table
-from nvg.params import DTYPES, EngineConfig, SamplingParams
+from nvg.params import EngineConfig, SamplingParams
 
 if TYPE_CHECKING:
     from nvg.bench.measure import BenchResult
@@ -31,12 +31,8 @@ _ROWS = {
 @click.command()
 @options.model
 @click.option("--dummy", type=click.Choice(list(DUMMY_SIZES)), help="Random weights of that size, without a file.")
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), default=EngineConfig.dtype, show_default=True, help="How weights are stored."
-)
-@click.option(
-    "--kv-dtype", type=click.Choice(DTYPES), help="How keys and values are stored.  [default: follows --dtype]"
-)
+@options.dtype
+@options.kv_dtype
 @click.option(
     "--threads", type=int, metavar="N", help="Compute threads, 1 to 256.  [default: the physical cores allowed]"
 )

@@ -14,7 +14,7 @@ import click
 from nvg.cli import options, say
 from nvg.cli.choices import Choice, JsonLinesWriter, TextWriter, Writer, print_logprobs
 from nvg.cli.interrupt import interruptible
-from nvg.params import DTYPES, EngineConfig, SamplingParams
+from nvg.params import EngineConfig, SamplingParams
 
 if TYPE_CHECKING:
     from nvg.llm import LLM
@@ -69,12 +69,8 @@ _CONFIG = ("model", "dtype", "kv_dtype", "tokenizer", "threads")
 @click.option("--echo", is_flag=True, help="Begin the text with the prompt.")
 @click.option("--logprobs", type=int, metavar="K", help="Report log-probabilities: each token's and the K highest.")
 @click.option("--stats", is_flag=True, help="Report times and tok/s on stderr.")
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), default=EngineConfig.dtype, show_default=True, help="How weights are stored."
-)
-@click.option(
-    "--kv-dtype", type=click.Choice(DTYPES), help="How keys and values are stored.  [default: follows --dtype]"
-)
+@options.dtype
+@options.kv_dtype
 @options.tokenizer
 @click.option(
     "--threads", type=int, metavar="N", help="Compute threads, 1 to 256.  [default: the physical cores allowed]"

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from nvg.errors import ParameterError
-from nvg.params import EngineConfig
+from nvg.params import DTYPES, KV_DTYPES, EngineConfig
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg]
@@ -90,6 +90,14 @@ tokenizer = click.option(
     metavar="NAME",
     shell_complete=_complete_tokenizers,
     help="A tokenizer plugin, instead of the checkpoint's own.",
+)
+dtype = click.option(
+    "--dtype", type=click.Choice(DTYPES), default=EngineConfig.dtype, show_default=True, help="How weights are stored."
+)
+kv_dtype = click.option(
+    "--kv-dtype",
+    type=click.Choice(KV_DTYPES),
+    help="How keys and values are stored.  [default: float32 with float32 weights, else bfloat16]",
 )
 samplers = click.option(
     "--sampler",

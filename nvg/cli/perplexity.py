@@ -15,7 +15,7 @@ from nvg.cli import options, say
 from nvg.cli.interrupt import interruptible
 from nvg.cli.table import print_table
 from nvg.errors import ParameterError
-from nvg.params import DTYPES, EngineConfig
+from nvg.params import EngineConfig
 
 if TYPE_CHECKING:
     from nvg.llm import LLM
@@ -36,12 +36,8 @@ _LINE_EVERY_S = 10.0
     help="Tokens from window to window, 1 to the context: less makes them overlap.  [default: the context]",
 )
 @click.option("--max-tokens", type=int, metavar="N", help="Use the text's first N tokens, 2 or more.  [default: all]")
-@click.option(
-    "--dtype", type=click.Choice(DTYPES), default=EngineConfig.dtype, show_default=True, help="How weights are stored."
-)
-@click.option(
-    "--kv-dtype", type=click.Choice(DTYPES), help="How keys and values are stored.  [default: follows --dtype]"
-)
+@options.dtype
+@options.kv_dtype
 @options.tokenizer
 @click.option(
     "--threads", type=int, metavar="N", help="Compute threads, 1 to 256.  [default: the physical cores allowed]"

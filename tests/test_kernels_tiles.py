@@ -1,0 +1,207 @@
+"""Packing, operands and register tiles of every precision, against plain NumPy; code for other machines."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import formats
+import numpy as np
+import pytest
+from llvmlite import binding, ir
+
+from nvg.kernels.formats import operand_bytes, panel_bytes, steps_of
+from nvg.kernels.microkernels import heights, panel_product
+from nvg.kernels.operands import store_operand
+from nvg.kernels.pack import BLOCK_BYTES, PACK_CONTEXT, pack
+from nvg.kernels.tiles import ADD_BIAS, FROM_C, Tile, tile_function
+from nvg.runtime.compile_cache import njit, prepare
+from nvg.runtime.cpu import features_of
+from nvg.runtime.team import Team, compile_steps
+
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+
+
+def packed(dtype, weights, transposed=False, piece=64):
+    """A (K, N) matrix, or an (N, K) one, packed by a team of two in pieces of rows."""
+    prepare([*compile_steps(), pack(dtype).step()])
+    k, n = weights.shape[::-1] if transposed else weights.shape
+    out = np.full(-(-n // 32) * panel_bytes(dtype, k), 0xAA, np.uint8)
+    blocks = np.empty(2 * BLOCK_BYTES, np.uint8)
+    team = Team(2)
+    try:
+        for first in range(0, len(weights), piece):
+            rows = np.ascontiguousarray(weights[first : first + piece], np.float32)
+            context = np.zeros(1, PACK_CONTEXT)
+            context[0] = (
+                rows.ctypes.data, len(rows), weights.shape[1], first, transposed, k, n, out.ctypes.data,
+                blocks.ctypes.data,
+            )  # fmt: skip
+            team.run(pack(dtype).address, context.ctypes.data)
+    finally:
+        team.close()
+    return out
+
+
+def operands(dtype, rows):
+    """Float32 rows (M, K) as operands."""
+    store = store_operand(dtype)
+
+    @njit
+    def convert(source, groups, out):
+        store(source, groups, out)
+
+    m, k = rows.shape
+    padded = np.zeros((m, -(-k // 32) * 32), np.float32)
+    padded[:, :k] = rows
+    out = np.zeros((m, operand_bytes(dtype, k)), np.uint8)
+    for row in range(m):
+        convert(padded[row].ctypes.data, padded.shape[1] // 32, out[row].ctypes.data)
+    return out
+
+
+def product(dtype, a, b, c, k, mode=0, bias=None):
+    """C = A B for one panel."""
+    multiply = panel_product(dtype, prefetches=True)
+    bias_at = 0 if bias is None else bias.ctypes.data
+    multiply(
+        a.ctypes.data, a.strides[0], len(a), b.ctypes.data, c.ctypes.data, c.strides[0], steps_of(dtype, k), mode,
+        bias_at, b.ctypes.data, b.ctypes.data + b.nbytes, 3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("k", "n"), [(64, 96), (33, 5), (1, 40)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_weights_are_packed_as_the_layout_says(dtype, k, n, transposed):
+    weights = np.random.default_rng(k).normal(0, 0.05, (k, n)).astype(np.float32)
+    weights[:, 0] = 0
+    kept = formats.decode_weights(dtype, packed(dtype, weights.T if transposed else weights, transposed), k, n)
+    if dtype in ("float32", "bfloat16"):
+        assert np.array_equal(kept, formats.round_weights(dtype, weights))
+        return
+    # a group's error is at most half a step, but for what lies beyond the last level
+    steps = {"int8": (1 / 127, 0.51), "int4": (28 / 125, 0.56)}
+    step, half = steps[dtype]
+    for first in range(0, k, 32):
+        group, error = weights[first : first + 32], np.abs(kept - weights)[first : first + 32]
+        assert (error <= half * 1.35 * step * np.abs(group).max(0) + 1e-12).all()
+    assert not kept[:, 0].any()
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("int8", 3.0e-5), ("int4", 5.9e-3)])
+def test_quantised_weights_lose_no_more_than_a_good_quantiser(dtype, bound):
+    """Mean squared error relative to the weights', on normal values: Q8_0 has 2.9e-5, Q4_0 7.4e-3."""
+    weights = np.random.default_rng(0).normal(0, 0.02, (256, 512)).astype(np.float32)
+    kept = formats.decode_weights(dtype, packed(dtype, weights), *weights.shape)
+    assert ((kept - weights) ** 2).mean() / (weights.astype(np.float64) ** 2).mean() < bound
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_operands_are_rounded_group_by_group(dtype):
+    rows = np.random.default_rng(1).normal(0, 3, (3, 70)).astype(np.float32)
+    rows[1, 32:64] = 0
+    kept = formats.decode_operands(dtype, operands(dtype, rows), 70)
+    if dtype in ("float32", "bfloat16"):
+        assert np.array_equal(kept, formats.round_weights(dtype, rows))
+        return
+    for first in range(0, 70, 32):
+        group = rows[:, first : first + 32]
+        error = np.abs(kept[:, first : first + 32] - group)
+        assert (error <= np.abs(group).max(1, keepdims=True) / 127 * 0.501).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [32, 160])
+def test_a_panel_is_the_product_of_what_operands_and_weights_mean(dtype, k):
+    rng = np.random.default_rng(k)
+    most = 2 * heights(dtype)[0] + 3
+    rows, weights = rng.normal(size=(most, k)).astype(np.float32), rng.normal(size=(k, 32)).astype(np.float32)
+    a, b = operands(dtype, rows), packed(dtype, weights)
+    expected = formats.decode_operands(dtype, a, k) @ formats.decode_weights(dtype, b, k, 32)
+    bias = rng.normal(size=32).astype(np.float32)
+    for num_rows in range(1, most + 1):
+        c = np.full((num_rows, 37), np.nan, np.float32)
+        product(dtype, a[:num_rows], b, c, k)
+        assert np.abs(c[:, :32] - expected[:num_rows]).max() < 2e-5 * np.sqrt(k)
+        assert np.isnan(c[:, 32:]).all(), "columns beyond the panel are not touched"
+        before = c.copy()
+        product(dtype, a[:num_rows], b, c, k, FROM_C | ADD_BIAS, bias)
+        assert np.abs(c[:, :32] - before[:, :32] - bias - expected[:num_rows]).max() < 4e-5 * np.sqrt(k)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_has_the_same_bits_in_any_tile_and_with_k_in_any_pieces(dtype):
+    rng = np.random.default_rng(0)
+    k, num_rows = 192, 2 * heights(dtype)[0] + 1
+    rows, weights = rng.normal(size=(num_rows, k)).astype(np.float32), rng.normal(size=(k, 32)).astype(np.float32)
+    a, b = operands(dtype, rows), packed(dtype, weights)
+    together = np.empty((num_rows, 32), np.float32)
+    product(dtype, a, b, together, k)
+    group_bytes = panel_bytes(dtype, 32)
+    operand_group = {"float32": 128, "bfloat16": 64}.get(dtype, 40)
+    for row in range(num_rows):
+        alone = np.empty((1, 32), np.float32)
+        for first, end in ((0, 1), (1, 4), (4, 6)):
+            part = a[row : row + 1, first * operand_group :]
+            product(dtype, part, b[first * group_bytes :], alone, 32 * (end - first), FROM_C if first else 0)
+        assert np.array_equal(alone[0], together[row])
+
+
+def test_a_tile_of_a_machine_that_is_not_here_compiles_to_its_vector_instructions():
+    """aarch64 with NEON and dotprod, cross-compiled: multiply-adds by lanes, sdot and table look-ups."""
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    triple = "aarch64-unknown-linux-gnu"
+    module = ir.Module("tiles")
+    module.triple = triple
+    features = features_of(triple, frozenset({"neon", "dotprod"}))
+    for kind in ("float32", "bfloat16_rows", "int8_rows", "bfloat16", "int8", "int4"):
+        tile_function(module, features, Tile(kind, 4, 8, prefetches=True))
+    for function in module.functions:
+        if not function.is_declaration:
+            function.linkage = ""  # or it would be dropped
+    machine = binding.Target.from_triple(triple).create_target_machine(cpu="generic", features="+neon,+dotprod", opt=3)
+    assembly = machine.emit_assembly(binding.parse_assembly(str(module)))
+    bodies = dict(re.findall(r"^(nvg_tile_\w+):(.*?)^\.Lfunc_end", assembly, re.S | re.M))
+    assert len(bodies) == 6
+    for name, body in bodies.items():
+        assert "prfm" in body
+        assert not re.search(r"\bbl\t", body), f"{name} calls something"
+        assert "fmla" in body
+        assert ("sdot" in body) == ("_int8_4x" in name or "_int4_" in name)
+    assert "tbl" in bodies["nvg_tile_int4_4x8_1"]
+
+
+BITS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_kernels_tiles as tests
+from nvg.runtime import cpu
+tests.test_a_row_has_the_same_bits_in_any_tile_and_with_k_in_any_pieces("bfloat16")
+for dtype in tests.DTYPES:
+    tests.test_a_panel_is_the_product_of_what_operands_and_weights_mean(dtype, 160)
+print(cpu.features().vector_floats, cpu.features().int8_dot)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.uname().machine != "x86_64", reason="for x86-64")
+@pytest.mark.parametrize(
+    ("name", "features", "shown"),
+    [
+        ("nehalem", "+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+sse,+popcnt,+cx16,+64bit,+cmov", "4 pmaddwd"),
+        ("haswell", "+avx2,+avx,+fma,+f16c,+bmi,+bmi2,+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+sse,+64bit", "8 pmaddwd"),
+    ],
+)
+def test_every_precision_is_right_without_avx512(name, features, shown):
+    if name == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("needs AVX2")
+    environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    done = subprocess.run(
+        [sys.executable, "-c", BITS, os.path.dirname(__file__)], env=environment, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == shown
