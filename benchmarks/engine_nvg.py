@@ -44,8 +44,7 @@ class Nvg(SteppingEngine):
         self._length = 0
         self._logits: Logits
         self._llm: LLM | None = None
-        kv_dtype = self._options.kv_dtype or self._options.dtype
-        self.description = f"{version('nvg')}, weights {self._options.dtype}, KV of dtype {kv_dtype}"
+        self.description = f"{version('nvg')}, {self._runner.dtype} weights, {self._runner.kv_dtype} KV"
 
     def prefill(self, prompts: Sequence[list[int]]) -> None:
         self.reset()
