@@ -8,5 +8,6 @@ Dimension letters, here and in nvg/model:
     V  vocabulary                            L  n_layer                P  positions
     M  rows of a matmul                      K  its inner length       N  its columns
 
-`round32(N)` columns are stored for N: matrices are packed in panels of 32 columns, [round32(N) / 32][K][32].
+`round32(N)` columns are stored for N: matrices are packed in panels of 32 columns (`nvg.kernels.formats`). Kernels that
+tiles are part of take addresses (int64) and distances in bytes.
 """
