@@ -48,10 +48,10 @@ def operands(dtype, rows):
     """Float32 rows (M, K) as operands."""
     store = store_operand(dtype)
 
-    @njit
     def convert(source, groups, out):
         store(source, groups, out)
 
+    convert = njit(convert, name=f"convert_{dtype}")
     m, k = rows.shape
     padded = np.zeros((m, -(-k // 32) * 32), np.float32)
     padded[:, :k] = rows

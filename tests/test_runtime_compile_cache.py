@@ -153,3 +153,29 @@ def test_only_one_warning_is_given(monkeypatch):
         compile_cache._store.warn("first")
         compile_cache._store.warn("second")
     assert [str(w.message).split(";")[0] for w in caught] == ["nvg: first"]
+
+
+def test_functions_of_a_factory_must_have_names_of_their_own():
+    """Or two that differ could be linked as one, when one comes from the disk and the other is there already."""
+
+    def make(step):
+        def add(x):
+            return x + step
+
+        return add
+
+    with pytest.raises(TypeError, match="is a closure: njit needs its `name`"):
+        compile_cache.njit(make(1))
+    one, two = (compile_cache.njit(make(step), name=f"add_{step}") for step in (1, 2))
+    assert (one(1), two(1)) == (2, 3)
+    assert "add_1" in next(iter(one.inspect_llvm().values()))
+    assert "add_1" not in next(iter(two.inspect_llvm().values()))
+
+
+def test_every_kind_of_kernel_has_a_name_of_its_own():
+    from nvg.kernels.microkernels import panel_product
+    from nvg.kernels.tiles import Tile
+
+    kinds = [(kind, prefetches) for kind in ("float32", "bfloat16", "int8", "int4") for prefetches in (False, True)]
+    assert len({panel_product(*kind).py_func.__qualname__ for kind in kinds}) == len(kinds)
+    assert len({Tile(kind, 1, 32, prefetches).name for kind, prefetches in kinds}) == len(kinds)

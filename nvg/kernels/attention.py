@@ -53,7 +53,7 @@ def _weigh_values(kv_dtype: str) -> Any:
                 )  # fmt: skip
             key += count
 
-    return njit(weigh)
+    return njit(weigh, name=f"weigh_values_{kv_dtype}")
 
 
 @cache
@@ -121,7 +121,7 @@ def _attend_tile(kv_dtype: str) -> Any:
             for d in range(head_size):
                 head_out[d] = head_sums[d] * normaliser
 
-    return njit(attend_tile)
+    return njit(attend_tile, name=f"attend_tile_{kv_dtype}")
 
 
 @cache
@@ -165,4 +165,4 @@ def attend(kv_dtype: str) -> Any:
                 scale, shape, layer, head, pool, scores, lds, sums, ldv, out + token * ldo + head_at, ldo,
             )  # fmt: skip
 
-    return njit(attend_all)
+    return njit(attend_all, name=f"attend_{kv_dtype}")

@@ -74,7 +74,7 @@ def _norm_to_operand(dtype: str) -> Any:
             layer_norm(x, n_embd, weight, bias, epsilon, scratch)
             to_operand(scratch, (n_embd + GROUP - 1) // GROUP, out)
 
-    return njit(norm)
+    return njit(norm, name=f"norm_to_operand_{dtype}")
 
 
 @cache
@@ -97,7 +97,7 @@ def _expand(dtype: str) -> Any:
                 for r in range(rows):
                     to_operand(scratch + r * PANEL * 4, 1, out + (row + r) * ldo + panel * group_bytes)
 
-    return njit(expand)
+    return njit(expand, name=f"expand_{dtype}")
 
 
 def _forward(dtype: str, kv_dtype: str) -> Any:

@@ -40,7 +40,7 @@ def kv_offsets(kv_dtype: str) -> Any:
         start = (block * n_layer + layer) * n_head * (k_size + v_size)
         return start + head * k_size, start + n_head * k_size + head * v_size
 
-    return njit(offsets)
+    return njit(offsets, name=f"kv_offsets_{kv_dtype}")
 
 
 def kv_bytes_per_entry(kv_dtype: str, n_layer: int, n_head: int, head_size: int) -> int:
@@ -79,7 +79,7 @@ def store_kv(kv_dtype: str) -> Any:
                 scale = pool + v_at + v_width * block_size * item + 4 * slot
                 put(source + 4 * n_embd, head_size, v_width, row, 1, block_size * PANEL, scale)
 
-    return njit(store)
+    return njit(store, name=f"store_kv_{kv_dtype}")
 
 
 # Each writes `count` float32 values from address `source`, and zeros up to `width`, to address `out`: element d is

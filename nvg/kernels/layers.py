@@ -53,7 +53,8 @@ def add_token_row(dtype: str) -> Any:
                     level = _LEVELS[(codes[c // 8 * 4 * PANEL + c % 4] >> (c // 4 % 2 * 4)) & 15]
                 out[group * GROUP + c] += level * scale
 
-    return njit({"float32": add_float32, "bfloat16": add_bfloat16}.get(dtype, add_codes))
+    add = {"float32": add_float32, "bfloat16": add_bfloat16}.get(dtype, add_codes)
+    return njit(add, name=f"add_token_row_{dtype}")
 
 
 @njit

@@ -52,7 +52,7 @@ def row_block_product(dtype: str) -> Any:
                 count, mode if start == 0 else FROM_C, bias, fetch, fetch + count * b_step, lines,
             )  # fmt: skip
 
-    return njit(multiply)
+    return njit(multiply, name=f"row_block_product_{dtype}")
 
 
 @cache
@@ -75,4 +75,4 @@ def matmul(dtype: str) -> Any:
                     bias + panel * PANEL * 4, at + k_bytes,
                 )  # fmt: skip
 
-    return njit(product)
+    return njit(product, name=f"matmul_{dtype}")

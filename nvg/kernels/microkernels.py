@@ -63,4 +63,4 @@ def panel_product(kind: str, prefetches: bool = False) -> Any:
             lines = lines if prefetch < prefetch_end else 0
             row += 1
 
-    return njit(multiply_panel)
+    return njit(multiply_panel, name=f"multiply_panel_{kind}_{int(prefetches)}")

@@ -142,8 +142,8 @@ def cache_directory() -> Path:
 class _FileCache(_Cache):  # type: ignore[misc]
     """Numba's cache interface over one function's entries in the store."""
 
-    def __init__(self, py_func: Callable[..., Any], name: str | None = None) -> None:
-        self._name = name or f"{py_func.__module__}.{py_func.__qualname__}"
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        self._name = f"{py_func.__module__}.{py_func.__qualname__}"
 
     @property
     def cache_path(self) -> str:
@@ -196,17 +196,32 @@ class _FileCache(_Cache):  # type: ignore[misc]
                 temporary.unlink()
 
 
+def _rename(py_func: Callable[..., Any], name: str) -> None:
+    py_func.__name__ = py_func.__qualname__ = name
+
+
 def njit(
-    function: Callable[..., Any] | None = None, *, cached: bool = False, inline: bool = False, nogil: bool = True
+    function: Callable[..., Any] | None = None,
+    *,
+    cached: bool = False,
+    inline: bool = False,
+    nogil: bool = True,
+    name: str | None = None,
 ) -> Any:
     """Compile a function in nopython mode: no bounds checks, division as NumPy has it, exact floats.
 
     `cached`: keep the machine code on disk. For functions that Python calls; those that only other compiled functions
     call become part of their callers' code. `nogil`: release the GIL; not worth it for a few microseconds, because
-    getting it back can take a busy thread's whole turn.
+    getting it back can take a busy thread's whole turn. `name`: for a function that a factory makes, what it is called
+    instead, with all that decides its code in it. The linker takes functions of one name for one function, and that of
+    code from the disk for that of code which is there already. Raises TypeError for a closure without a name.
     """
 
     def decorate(py_func: Callable[..., Any]) -> Any:
+        if name is not None:
+            _rename(py_func, name)
+        elif "<locals>" in py_func.__qualname__ and py_func.__closure__:
+            raise TypeError(f"{py_func.__qualname__} is a closure: njit needs its `name`")
         dispatcher = numba.njit(nogil=nogil, error_model="numpy", inline="always" if inline else "never")(py_func)
         if cached:
             dispatcher._cache = _FileCache(py_func)
@@ -222,12 +237,14 @@ class Job:
     _SIGNATURE = types.void(types.int64, types.int64, types.int64)
 
     def __init__(self, py_func: Callable[..., None], name: str | None = None) -> None:
-        """`name` tells apart the functions that one factory makes; it is unique among all jobs."""
-        self.name = name or py_func.__name__.strip("_")
+        """`name` tells apart the functions that one factory makes, as in `njit`."""
+        if name is not None:
+            _rename(py_func, name)
+        self.name = py_func.__name__.strip("_")
         options = {"nopython": True, "nogil": True, "error_model": "numpy"}
         signature = (self._SIGNATURE.args, self._SIGNATURE.return_type)
         self._cfunc: Any = CFunc(py_func, signature, locals={}, options=options)
-        self._cfunc._cache = _FileCache(py_func, name and f"{py_func.__module__}.{name}")
+        self._cfunc._cache = _FileCache(py_func)
         self._ready = False
 
     @property
