@@ -121,6 +121,12 @@ def test_sizes_around_the_chunks(row, k, p):
     check_all(row, k, p)
 
 
+def test_a_nucleus_that_ends_at_the_least_negative_number():
+    """Between it and zero is the negative zero, which is no other number."""
+    for values in ([0.0, -1e-45, -1e-45], [-0.0, -1e-45, 1e-45], [-1e-45, -3e-45, 0.0]):
+        check_all(np.array(values, np.float32), 2, 0.87)
+
+
 def test_a_long_row_of_equals_and_one_of_two_values():
     check_all(np.zeros(LONG, np.float32), 40, 0.9)
     row = np.zeros(LONG, np.float32)

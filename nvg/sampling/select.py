@@ -24,7 +24,7 @@ Float64 = npt.NDArray[np.float64]
 
 _LOWEST, _HIGHEST = np.finfo(np.float32).min, np.finfo(np.float32).max
 _INF = np.float32(np.inf)
-_SIGN = 0x7FFFFFFF
+_MAGNITUDE = 0x7FFFFFFF  # of a float32: all bits but the sign
 _FEW = 4096
 """Rows up to this size are searched as they are; longer ones are cut down first."""
 _COLUMNS = 1024
@@ -34,15 +34,15 @@ _ALMOST_ONE = 1 - 1e-9
 
 @njit
 def _key(value: np.float32) -> np.int64:
-    """A float32 as an integer that orders as it does; 0 for both zeros."""
-    bits = np.int64(np.float32(value + np.float32(0)).view(np.int32))
-    return bits if bits >= 0 else bits ^ _SIGN
+    """A float32 as an integer that orders as it does, without gaps; 0 for both zeros."""
+    bits = np.int64(np.float32(value).view(np.int32))
+    return bits if bits >= 0 else -(bits & _MAGNITUDE)
 
 
 @njit
 def _value(key: np.int64) -> np.float32:
     """The float32 of a `_key`."""
-    return np.int32(key if key >= 0 else key ^ _SIGN).view(np.float32)
+    return np.int32(key if key >= 0 else -key - _MAGNITUDE - 1).view(np.float32)
 
 
 @njit
