@@ -1,4 +1,4 @@
-"""The one file that knows LLVM: vector code as Numba intrinsics.
+"""What writes LLVM vector code, and rows of float32 as Numba intrinsics.
 
 All arithmetic on rows is written in 16 lanes whatever the machine's registers hold (LLVM splits or joins them), and
 sums add lane by lane in order, so a row's result depends on nothing but the row. Rows are readable up to a multiple
