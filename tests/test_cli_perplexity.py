@@ -108,7 +108,8 @@ def test_a_file_that_is_not_there(tmp_path):
     ],
     ids=str,
 )
-def test_options_outside_their_ranges(arguments, error):
+def test_options_outside_their_ranges(arguments, error, monkeypatch):
+    monkeypatch.setattr("nvg.cli.perplexity._load", None)  # all of it is seen before anything is loaded
     done = run_cli("perplexity", "-", *arguments, stdin=b"some text")
     assert (done.code, done.error) == (2, error)
 
