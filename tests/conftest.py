@@ -18,8 +18,9 @@ def compiled_kernels():
     from nvg.kernels import roofline
     from nvg.model.runner import compile_steps
     from nvg.runtime.compile_cache import prepare
+    from nvg.sampling import chain
 
-    prepare([*compile_steps(), *roofline.compile_steps()])
+    prepare([*compile_steps(), *roofline.compile_steps(), *chain.compile_steps()])
 
 
 @pytest.fixture
