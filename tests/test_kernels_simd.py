@@ -17,8 +17,13 @@ def _reduce(row, n, mean):
 
 
 @njit
-def _exp_scaled(row, n, largest, scale):
-    simd.exp_scaled(row, 0, n, largest, scale)
+def _softmax_float32(scores, visible, end, scale):
+    return simd.softmax_float32(scores, visible, end, scale)
+
+
+@njit
+def _softmax_bfloat16(scores, visible, end, scale):
+    return simd.softmax_bfloat16(scores, visible, end, scale)
 
 
 def _row(values):
@@ -38,21 +43,29 @@ def test_reductions_are_exact_enough_and_ignore_what_lies_beyond(n):
     assert largest == values.max()
 
 
-def test_exp_is_accurate_over_the_whole_range():
-    x = np.concatenate([np.linspace(-87, 0, 100_000), -np.logspace(-30, 1, 1000), [0.0]]).astype(np.float32)
+def test_powers_of_a_softmax_are_accurate_over_the_whole_range():
+    x = np.concatenate([[0.0], np.linspace(-86, 0, 100_000), -np.logspace(-30, 1, 1000)]).astype(np.float32)
     row = _row(x)
-    _exp_scaled(row, len(x), np.float32(0), np.float32(1))
+    total = _softmax_float32(row.ctypes.data, len(x), len(x), np.float32(1))
     expected = np.exp(x.astype(np.float64))
-    assert np.abs(row[: len(x)] / expected - 1).max() < 2.5e-7
+    # the exponent is rounded once, in base 2: an error of half an ulp of it, in e^x relative
+    assert (np.abs(row[: len(x)] / expected - 1) < 2.5e-7 + 6e-8 * np.abs(x) * 1.5).all()
+    assert total == pytest.approx(expected.sum(), rel=1e-6)
 
 
-def test_exp_of_what_underflows_is_an_exact_zero_and_the_tail_is_zeroed():
-    x = np.array([0, -50, -100, -1e30, -np.inf], np.float32)
-    row = _row(x)
-    _exp_scaled(row, len(x), np.float32(0), np.float32(1))
-    assert row[0] == 1
-    assert row[1] > 0
-    assert not row[2:].any()
+@pytest.mark.parametrize("visible", [1, 15, 16, 17, 40])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_softmax_shifts_scales_and_leaves_exact_zeros_behind_what_is_visible(visible, narrow):
+    x = np.random.default_rng(visible).normal(0, 30, visible).astype(np.float32)
+    row = np.full(64, np.nan, np.float32)
+    row[:visible] = x
+    softmax = _softmax_bfloat16 if narrow else _softmax_float32
+    total = softmax(row.ctypes.data, visible, 47, np.float32(0.25))
+    weights = (row.view(np.uint16)[:48].astype(np.uint32) << 16).view(np.float32) if narrow else row[:48]
+    expected = np.exp((x.astype(np.float64) - x.max()) * 0.25)
+    assert total == pytest.approx(expected.sum(), rel=1e-6)
+    assert weights[:visible] == pytest.approx(expected, rel=2**-8 if narrow else 1e-5)
+    assert not weights[visible:].any()
 
 
 def _gelu_erf(x):

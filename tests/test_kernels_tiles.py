@@ -157,21 +157,23 @@ def test_a_tile_of_a_machine_that_is_not_here_compiles_to_its_vector_instruction
     module = ir.Module("tiles")
     module.triple = triple
     features = features_of(triple, frozenset({"neon", "dotprod"}))
-    for kind in ("float32", "bfloat16_rows", "int8_rows", "bfloat16", "int8", "int4"):
+    for kind in ("float32", "int8_rows", "bfloat16", "int8", "int4"):
         tile_function(module, features, Tile(kind, 4, 8, prefetches=True))
+    for kind in ("float32", "int8_rows", "bfloat16"):
+        tile_function(module, features, Tile(kind, 4, 8, is_paged=True))
     for function in module.functions:
         if not function.is_declaration:
             function.linkage = ""  # or it would be dropped
     machine = binding.Target.from_triple(triple).create_target_machine(cpu="generic", features="+neon,+dotprod", opt=3)
     assembly = machine.emit_assembly(binding.parse_assembly(str(module)))
     bodies = dict(re.findall(r"^(nvg_tile_\w+):(.*?)^\.Lfunc_end", assembly, re.S | re.M))
-    assert len(bodies) == 6
+    assert len(bodies) == 8
     for name, body in bodies.items():
-        assert "prfm" in body
+        assert ("prfm" in body) == name.endswith("_10")
         assert not re.search(r"\bbl\t", body), f"{name} calls something"
         assert "fmla" in body
         assert ("sdot" in body) == ("_int8_4x" in name or "_int4_" in name)
-    assert "tbl" in bodies["nvg_tile_int4_4x8_1"]
+    assert "tbl" in bodies["nvg_tile_int4_4x8_10"]
 
 
 BITS = """

@@ -9,10 +9,12 @@ import reference
 from checkpoints import golden, golden_directory, golden_names, write_checkpoint
 
 from nvg.errors import AbortedError
+from nvg.kernels.kv import own_tokens
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.contract import Batch
 from nvg.model.runner import GPT2Runner
 from nvg.params import EngineConfig
+from nvg.runtime.compile_cache import njit
 
 BLOCK_SIZE = 32
 
@@ -193,10 +195,28 @@ def test_logits_of_other_precisions_are_near_the_naive_reference(dtype, kv_dtype
         runner.close()
 
 
-def test_stale_memory_does_not_matter(runner, alone):
+@pytest.mark.parametrize("missing", [0, 1])
+def test_stale_memory_does_not_matter(runner, alone, missing):
     ids, expected = alone
+    num_tokens = len(ids) - missing  # an even and an odd number of keys
     runner._pool[:] = 0xFF  # every float a NaN
-    assert np.array_equal(step(runner, [(ids, 0, [4, 2])]), expected)
+    assert np.array_equal(step(runner, [(ids[:num_tokens], 0, [4, 2])]), expected[:num_tokens])
+
+
+@njit
+def _own_tokens(positions, sequence_of, num_tokens, thread, num_threads):
+    return own_tokens(positions, sequence_of, num_tokens, thread, num_threads)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 5])
+def test_no_pair_of_slots_is_written_by_two_threads(num_threads):
+    positions = np.array([5, 6, 7, 8, 3, 0, 1, 2, 3, 4, 9], np.int32)
+    sequence_of = np.array([0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 3], np.int32)
+    pairs = list(zip(sequence_of.tolist(), (positions // 2).tolist(), strict=True))
+    shares = [_own_tokens(positions, sequence_of, 11, thread, num_threads) for thread in range(num_threads)]
+    assert [token for first, end in shares for token in range(first, end)] == list(range(11))
+    owners = {pair: {t for t, (first, end) in enumerate(shares) if pair in pairs[first:end]} for pair in pairs}
+    assert all(len(threads) == 1 for threads in owners.values())
 
 
 def test_blocks_are_copied_whole(runner, alone):

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from nvg.kernels.attention import QUERY_ROWS, attend
 from nvg.kernels.formats import GROUP, PANEL
-from nvg.kernels.kv import store_kv
+from nvg.kernels.kv import own_tokens, store_kv
 from nvg.kernels.layers import activate, add_token_row, layer_norm, set_position_row
 from nvg.kernels.matmul import ROW_BLOCK, matmul, own_panels, row_block_product
 from nvg.kernels.operands import store_operand
@@ -131,6 +131,7 @@ def _forward(dtype: str, kv_dtype: str) -> Any:
         panel_rows, norm_row = c.panel_rows + thread * ROW_BLOCK * PANEL * 4, c.norm_rows + thread * ldx
         first, end = num_tokens * thread // num_threads, num_tokens * (thread + 1) // num_threads
 
+        stored = own_tokens(positions, sequence_of, num_tokens, thread, num_threads)
         epsilon = np.float32(c.epsilon)
         embd_groups = (n_embd + GROUP - 1) // GROUP
         qkv_panels = own_panels((3 * n_embd + PANEL - 1) // PANEL, thread, num_threads)
@@ -153,7 +154,10 @@ def _forward(dtype: str, kv_dtype: str) -> Any:
             )  # fmt: skip
             if barrier(meeting, num_threads):
                 return
-            store(c.qkv, ldq, positions, sequence_of, block_tables, c.tables_width, first, end, shape, layer, c.pool)
+            store(
+                c.qkv, ldq, positions, sequence_of, block_tables, c.tables_width, stored[0], stored[1], shape, layer,
+                c.pool,
+            )  # fmt: skip
             if barrier(meeting, num_threads):
                 return
             attended, ld_attended = (c.operand, lda) if is_float32 else (c.y, ldx)

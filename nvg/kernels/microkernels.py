@@ -64,3 +64,33 @@ def panel_product(kind: str, prefetches: bool = False) -> Any:
             row += 1
 
     return njit(multiply_panel, name=f"multiply_panel_{kind}_{int(prefetches)}")
+
+
+@cache
+def paged_product(kind: str) -> Any:
+    """The compiled function (a, lda, num_rows, b, c, ldc, steps, table, block_bytes, block_steps): C = A B like
+    `panel_product`, where the panel's rows lie in blocks of a pool (see `nvg.kernels.tiles`)."""
+    high_rows, middle_rows, low_rows = heights(kind)
+    high = make_tile(Tile(kind, high_rows, TILE_COLUMNS, is_paged=True))
+    middle = make_tile(Tile(kind, middle_rows, TILE_COLUMNS, is_paged=True))
+    low = make_tile(Tile(kind, low_rows, TILE_COLUMNS, is_paged=True))
+    one = make_tile(Tile(kind, 1, PANEL, is_paged=True))
+
+    def multiply_paged(a, lda, num_rows, b, c, ldc, steps, table, block_bytes, block_steps):
+        row = 0
+        while num_rows - row >= low_rows:
+            left = num_rows - row
+            for column in range(0, PANEL, TILE_COLUMNS):
+                c_at = c + row * ldc + column * 4
+                if left >= high_rows:
+                    high(a + row * lda, lda, b, column, c_at, ldc, steps, table, block_bytes, block_steps)
+                elif left >= middle_rows:
+                    middle(a + row * lda, lda, b, column, c_at, ldc, steps, table, block_bytes, block_steps)
+                else:
+                    low(a + row * lda, lda, b, column, c_at, ldc, steps, table, block_bytes, block_steps)
+            row += high_rows if left >= high_rows else middle_rows if left >= middle_rows else low_rows
+        while row < num_rows:
+            one(a + row * lda, lda, b, 0, c + row * ldc, ldc, steps, table, block_bytes, block_steps)
+            row += 1
+
+    return njit(multiply_paged, name=f"multiply_paged_{kind}")

@@ -228,6 +228,22 @@ class Emitter:
             power = self.mul(power, b.bitcast(bits, self.vector))
         return b.select(b.fcmp_ordered("<", x, self.constant(-87.3)), self.constant(0), power)
 
+    def exp2_below_0(self, x):
+        """2^x for x <= 0, to 2 ulp; below -126, where it would be denormal, 2^-126.
+
+        2^n * 2^f with x = n + f, 2^f by its Taylor polynomial of degree 7 on |f| <= 1/2, whose remainder is 2^-27.
+        """
+        b = self.builder
+        x = self.max(x, self.constant(-126))
+        magic = self.constant(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, which the lowest bits then hold
+        shifted = self.add(x, magic)
+        f = self.sub(x, self.sub(shifted, magic))
+        power = self.constant(math.log(2) ** 7 / math.factorial(7))
+        for n in range(6, -1, -1):
+            power = self.fma(power, f, self.constant(math.log(2) ** n / math.factorial(n)))
+        exponent = b.shl(b.bitcast(shifted, self.ivector), self.iconstant(23))
+        return b.bitcast(b.add(b.bitcast(power, self.ivector), exponent), self.vector)
+
     def sigmoid(self, x):
         """1 / (1 + e^-x)"""
         one = self.constant(1)
@@ -328,21 +344,63 @@ def _map(function):
     return apply
 
 
-@intrinsic
-def exp_scaled(typingctx, row, offset, n, largest, scale):
-    """row = e^((row - largest) * scale) for the first n, in place, and exact zeros from there to a multiple of 16."""
+def _softmax(is_narrow):
+    """Intrinsic (scores, visible, end, scale) -> float32: the first `visible` > 0 of the float32 at address `scores`
+    become e^((score - largest) * scale), those from there up to `end`, rounded up to a multiple of 16, exact zeros; if
+    `is_narrow`, as bfloat16 from the same address on. The result is their sum, before they were narrowed. scale > 0."""
 
-    def codegen(context, builder, sig, args):
-        emit = Emitter(builder)
-        data = array_data(context, builder, sig.args[0], args[0], args[1])
-        largest, scale = emit.splat(args[3]), emit.splat(args[4])
-        with _chunks(builder, args[2]) as (index, _):
-            pointer = emit.offset(data, index)
-            value = emit.exp(emit.mul(emit.sub(emit.load(pointer), largest), scale))
-            emit.store(builder.select(emit.lanes_below(index, args[2]), value, emit.constant(0)), pointer)
-        return context.get_dummy_value()
+    @intrinsic
+    def softmax(typingctx, scores, visible, end, scale):
+        def codegen(context, builder, sig, args):
+            emit = Emitter(builder)
+            scores, visible, end, scale = args
+            whole = builder.ashr(visible, ir.Constant(I64, 4))
+            rest = builder.icmp_signed("<", builder.shl(whole, ir.Constant(I64, 4)), visible)
 
-    return types.void(row, types.int64, types.int64, types.float32, types.float32), codegen
+            def at(index):
+                return emit.address(scores, emit.times(index, 4 * LANES))
+
+            def larger(index, values):
+                return [emit.max(emit.load(at(index)), values[0])]
+
+            greatest = emit.loop(whole, [emit.constant(-math.inf)], larger)[0]
+
+            def masked(index, value, otherwise):
+                return builder.select(emit.lanes_below(emit.times(index, LANES), visible), value, otherwise)
+
+            def larger_of_rest(index, values):
+                last = builder.add(whole, index)
+                return [emit.max(masked(last, emit.load(at(last)), emit.constant(-math.inf)), values[0])]
+
+            greatest = emit.loop(builder.zext(rest, I64), [greatest], larger_of_rest)[0]
+            base_2 = emit.splat(builder.fmul(scale, ir.Constant(F32, 1 / math.log(2))))
+            greatest = emit.splat(emit.largest(greatest))
+
+            def power(index, mask):
+                value = emit.exp2_below_0(emit.mul(emit.sub(emit.load(at(index)), greatest), base_2))
+                if mask:
+                    value = masked(index, value, emit.constant(0))
+                if is_narrow:
+                    emit.store(emit.narrow_bfloat16(value), emit.address(scores, emit.times(index, 2 * LANES)))
+                else:
+                    emit.store(value, at(index))
+                return value
+
+            total = emit.loop(whole, [emit.constant(0)], lambda i, values: [emit.add(values[0], power(i, False))])
+            chunks = builder.ashr(builder.add(end, ir.Constant(I64, LANES - 1)), ir.Constant(I64, 4))
+            total = emit.loop(
+                builder.sub(chunks, whole),
+                total,
+                lambda i, values: [emit.add(values[0], power(builder.add(whole, i), True))],
+            )
+            return emit.in_order_sum(total[0])
+
+        return types.float32(types.int64, types.int64, types.int64, types.float32), codegen
+
+    return softmax
+
+
+softmax_float32, softmax_bfloat16 = _softmax(False), _softmax(True)
 
 
 @intrinsic
@@ -358,6 +416,24 @@ def multiply_rows(typingctx, row, other, n):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def prefetch(typingctx, address, num_bytes):
+    """Ask for the bytes from `address` on, which need not exist, in the second-level cache."""
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder)
+        lines = builder.ashr(builder.add(args[1], ir.Constant(I64, 63)), ir.Constant(I64, 6))
+
+        def fetch(line, values):
+            emit.prefetch(builder.add(args[0], emit.times(line, 64)))
+            return values
+
+        emit.loop(lines, [], fetch)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 def _gelu_tanh(emit, x):

@@ -3,10 +3,11 @@
 A tile's kind says how A and B are stored (B always as a panel; `nvg.kernels.formats` has the layouts):
 
     float32          A float32, B float32 [k][32]
-    bfloat16_rows    A float32, B bfloat16 [k][32]: keys and values
     int8_rows        A float32, B int8 [k][32], without scales: keys and values, whose scales are applied outside
     bfloat16         A bfloat16, B bfloat16 [k / 2][32][2]
     int8, int4       A int8 in groups of 32 with a scale each, B groups of 32 x 32 codes with a scale for each column
+
+A paged tile finds B's rows in blocks of a pool: values of keys, whose tables say where each block is.
 
 Each element of C is one chain of fused multiply-adds in the order of k, begun at 0, at a bias or at what C holds; the
 chain is the same in every tile of a kind, so a row's bits do not depend on the rows beside it, nor on the pieces that k
@@ -33,6 +34,9 @@ from nvg.runtime.cpu import Features
 
 FROM_C, ADD_BIAS = 1, 2  # what C's chains begin with: bits of `mode`
 ARGUMENTS = ("a", "lda", "b", "column", "c", "ldc", "steps", "mode", "bias", "prefetch", "lines")
+PAGED_ARGUMENTS = ("a", "lda", "b", "column", "c", "ldc", "steps", "table", "block_bytes", "block_steps")
+STEP_BYTES = {"float32": 4 * PANEL, "bfloat16": 4 * PANEL, "int8_rows": PANEL, **GROUP_BYTES}
+"""Of a panel, for one step."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,29 @@ class Tile:
     num_rows: int
     num_columns: int
     prefetches: bool = False
+    is_paged: bool = False
 
     @property
     def name(self) -> str:
         """Unique among tiles."""
-        return f"nvg_tile_{self.kind}_{self.num_rows}x{self.num_columns}_{int(self.prefetches)}"
+        return f"nvg_tile_{self.kind}_{self.num_rows}x{self.num_columns}_{int(self.prefetches)}{int(self.is_paged)}"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of what it is called with, all int64."""
+        return PAGED_ARGUMENTS if self.is_paged else ARGUMENTS
 
 
 def emit_tile(builder: ir.IRBuilder, features: Features, tile: Tile, **args: Any) -> None:
-    """Write the tile's code at the builder's position; `args` are int64 values named as in ARGUMENTS.
+    """Write the tile's code at the builder's position; `args` are int64 values named as in `tile.arguments`.
 
     Addresses are in bytes. a: first row of A, rows lda bytes apart, at the first k. b: the panel, at the first k.
     column: first of the panel's columns. c: C's row and column where the tile begins, rows ldc bytes apart. steps: > 0.
     bias: float32, at the tile's first column. prefetch: `lines` cache lines from here on are fetched in each step, and
     the address moves on by as many.
+
+    A paged tile begins at 0. table: numbers (int32) of the blocks that hold block_steps steps each, block_bytes bytes
+    apart; b: where the panel's rows begin in block 0.
     """
     width = min(features.vector_floats, tile.num_columns)
     emit = Emitter(builder, width, features)
@@ -68,30 +81,67 @@ def emit_tile(builder: ir.IRBuilder, features: Features, tile: Tile, **args: Any
         for r in range(tile.num_rows)
         for v in range(num_vectors)
     ]
-    function = builder.function
-    initial = _initial(emit, args, c_tiles, num_vectors)
-    before = builder.block
-    loop, done = (function.append_basic_block(name) for name in ("step", "done"))
-    builder.branch(loop)
 
+    def step(b_address: Any, index: Any, accumulators: list[Any]) -> list[Any]:
+        return core(rows, b_address, args["column"], index, accumulators)
+
+    if tile.is_paged:
+        step_bytes = ir.Constant(I64, STEP_BYTES[tile.kind])
+        updated = _paged_steps(emit, args, step, step_bytes, [emit.constant(0)] * len(c_tiles))
+    else:
+        fetch = (args["prefetch"], args["lines"]) if tile.prefetches else None
+        updated = _steps(emit, args["b"], args["steps"], step, fetch, _initial(emit, args, c_tiles, num_vectors))
+    for value, pointer in zip(updated, c_tiles, strict=True):
+        emit.store(value, pointer)
+
+
+Step = Callable[[Any, Any, list[Any]], list[Any]]
+
+
+def _steps(emit: Emitter, b: Any, steps: Any, step: Step, fetch: Any, initial: list[Any]) -> list[Any]:
+    """All steps, one or more."""
+    builder, before = emit.builder, emit.builder.block
+    loop, done = (builder.function.append_basic_block(name) for name in ("step", "done"))
+    builder.branch(loop)
     builder.position_at_end(loop)
     index = builder.phi(I64)
     index.add_incoming(ir.Constant(I64, 0), before)
-    accumulators = [builder.phi(emit.vector) for _ in c_tiles]
+    accumulators = [builder.phi(emit.vector) for _ in initial]
     for accumulator, value in zip(accumulators, initial, strict=True):
         accumulator.add_incoming(value, before)
-    if tile.prefetches:
-        _prefetch(emit, args["prefetch"], index, args["lines"])
-    updated = core(rows, args["b"], args["column"], index, accumulators)
+    if fetch:
+        _prefetch(emit, fetch[0], index, fetch[1])
+    updated = step(b, index, accumulators)
     following = builder.add(index, ir.Constant(I64, 1))
     index.add_incoming(following, builder.block)
     for accumulator, value in zip(accumulators, updated, strict=True):
         accumulator.add_incoming(value, builder.block)
-    builder.cbranch(builder.icmp_signed("<", following, args["steps"]), loop, done)
-
+    builder.cbranch(builder.icmp_signed("<", following, steps), loop, done)
     builder.position_at_end(done)
-    for value, pointer in zip(updated, c_tiles, strict=True):
-        emit.store(value, pointer)
+    return updated
+
+
+def _paged_steps(emit: Emitter, args: dict[str, Any], step: Step, step_bytes: Any, initial: list[Any]) -> list[Any]:
+    """All steps, block by block."""
+    b, steps, block_steps = emit.builder, args["steps"], args["block_steps"]
+    num_blocks = b.sdiv(b.sub(b.add(steps, block_steps), ir.Constant(I64, 1)), block_steps)
+
+    def block(number: Any, accumulators: list[Any]) -> list[Any]:
+        first = b.mul(number, block_steps)
+        left = b.sub(steps, first)
+        count = b.select(b.icmp_signed("<", left, block_steps), left, block_steps)
+        which = b.sext(b.load(emit.address(args["table"], emit.times(number, 4)), typ=I32, align=4), I64)
+        # A's index goes on from block to block, and B's address begins as far before the block
+        start = b.sub(b.add(args["b"], b.mul(which, args["block_bytes"])), b.mul(first, step_bytes))
+        return _loop(emit, count, accumulators, lambda i, values: step(start, b.add(first, i), values))
+
+    return _loop(emit, num_blocks, initial, block)
+
+
+def _loop(emit: Emitter, count: Any, initial: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+    """`Emitter.loop` with its types."""
+    values: list[Any] = emit.loop(count, initial, body)
+    return values
 
 
 def _initial(emit: Emitter, args: dict[str, Any], c_tiles: list[Any], num_vectors: int) -> list[Any]:
@@ -159,8 +209,8 @@ Core = Callable[..., list[Any]]
 
 def _multiply_add_core(emit: Emitter, tile: Tile, num_vectors: int) -> Core:
     """A float32 times B rows that are widened to float32 as they are loaded; a step is one k."""
-    item_bytes = {"float32": 4, "bfloat16_rows": 2, "int8_rows": 1}[tile.kind]
-    load = {"float32": emit.load, "bfloat16_rows": emit.load_bfloat16, "int8_rows": emit.load_int8}[tile.kind]
+    item_bytes = STEP_BYTES[tile.kind] // PANEL
+    load = {"float32": emit.load, "int8_rows": emit.load_int8}[tile.kind]
 
     def step(rows: _Rows, b_address: Any, column: Any, index: Any, accumulators: list[Any]) -> list[Any]:
         b = emit.builder
@@ -269,7 +319,6 @@ def _int4_decoder(emit: Emitter) -> Callable[[Any], tuple[Any, Any]]:
 
 _CORES: dict[str, Callable[[Emitter, Tile, int], Core]] = {
     "float32": _multiply_add_core,
-    "bfloat16_rows": _multiply_add_core,
     "int8_rows": _multiply_add_core,
     "bfloat16": _pair_core,
     "int8": _group_core,
@@ -278,29 +327,37 @@ _CORES: dict[str, Callable[[Emitter, Tile, int], Core]] = {
 
 
 def tile_function(module: ir.Module, features: Features, tile: Tile) -> ir.Function:
-    """The tile as a function of its own in `module`, written once: (eleven int64, see ARGUMENTS) -> void."""
+    """The tile as a function of its own in `module`, written once: (its arguments, all int64) -> void."""
     if tile.name in module.globals:
         found: ir.Function = module.globals[tile.name]
         return found
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * len(ARGUMENTS)), tile.name)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * len(tile.arguments)), tile.name)
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
     function.attributes.add("nounwind")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    emit_tile(builder, features, tile, **dict(zip(ARGUMENTS, function.args, strict=True)))
+    emit_tile(builder, features, tile, **dict(zip(tile.arguments, function.args, strict=True)))
     builder.ret_void()
     return function
 
 
+def _code_of(tile: Tile) -> Any:
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        builder.call(tile_function(builder.module, cpu.features(), tile), args)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * len(tile.arguments)), codegen
+
+
 def make_tile(tile: Tile) -> Any:
-    """Intrinsic that calls the tile with arguments as in ARGUMENTS, all int64."""
+    """Intrinsic that calls the tile with `tile.arguments`, all int64."""
 
     @intrinsic
     def call(typingctx, a, lda, b, column, c, ldc, steps, mode, bias, prefetch, lines):
-        def codegen(context, builder, sig, args):
-            builder.call(tile_function(builder.module, cpu.features(), tile), args)
-            return context.get_dummy_value()
+        return _code_of(tile)
 
-        return types.void(*[types.int64] * len(ARGUMENTS)), codegen
+    @intrinsic
+    def call_paged(typingctx, a, lda, b, column, c, ldc, steps, table, block_bytes, block_steps):
+        return _code_of(tile)
 
-    return call
+    return call_paged if tile.is_paged else call
