@@ -133,9 +133,14 @@ def keep_first_largest(row: Logits) -> None:
 
 
 @njit
-def _remove_below(row: Logits, bound: np.float32) -> None:
+def _remove_below(row: Logits, bound: np.float32) -> int:
+    """How many stay."""
+    num_left = 0
     for i in range(row.size):
-        row[i] = row[i] if row[i] >= bound else -_INF
+        stays = row[i] >= bound
+        row[i] = row[i] if stays else -_INF
+        num_left += stays
+    return num_left
 
 
 @njit(cached=True, nogil=False)
@@ -150,11 +155,10 @@ def keep_from(row: Logits, threshold: np.float32, size: int) -> None:
     the first stay."""
     threshold = np.float32(threshold)
     above = _above(threshold)
-    room = size - _count_reaching(row, above)
-    tied = _count_reaching(row, threshold) - (size - room)
-    _remove_below(row, threshold)
-    if tied <= room:
+    excess = _remove_below(row, threshold) - size
+    if excess <= 0:
         return
+    room = _count_reaching(row, threshold) - _count_reaching(row, above) - excess
     for start in range(0, row.size, CHUNK):
         bits = _bits(row, start, threshold, above)
         while bits:
@@ -178,20 +182,26 @@ def _filled(size: int, value: np.float32) -> Logits:
 
 
 @njit
+def _widened(values: TokenIds, size: int) -> TokenIds:
+    wide = np.empty(size, np.int32)
+    wide[: values.size] = values
+    return wide
+
+
+@njit
 def _where_between(row: Logits, low: np.float32, high: np.float32) -> TokenIds:
     """The indices of the values with low <= value < high."""
-    num_above = _count_reaching(row, high) if high < _INF else 0
-    found = np.empty(_count_reaching(row, low) - num_above, np.int32)
+    found = np.empty(min(row.size, _FEW), np.int32)
     size = 0
     for start in range(0, row.size, CHUNK):
         bits = _bits(row, start, low, high)
         while bits:
+            if size == found.size:  # rarely: there are few where a bound is good
+                found = _widened(found, row.size)
             found[size] = start + vector.lowest_bit(bits)
             bits &= bits - np.uint32(1)
             size += 1
-    for i in range(size, found.size):  # none, but for a row that breaks the rules
-        found[i] = 0
-    return found
+    return found[:size]
 
 
 @njit
