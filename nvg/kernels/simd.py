@@ -206,43 +206,38 @@ class Emitter:
         return self._call("fabs", a)
 
     def exp(self, x):
-        """e^x to about 1 ulp; x below -87.3 gives 0, above 88.7 the largest finite power.
-
-        2^n * e^f with x = n ln2 + f (ln2 in two parts, after Cody and Waite 1980), e^f by its Taylor polynomial of
-        degree 7 on |f| <= ln2 / 2, whose remainder is below 2^-26.
-        """
+        """e^x to about 1 ulp; x below -87.3 gives 0, above 88.7 the largest finite power."""
         b = self.builder
-        clamped = self.max(self.min(x, self.constant(88.7)), self.constant(-87.3))
-        magic = self.constant(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer
-        rounded = self.sub(self.fma(clamped, self.constant(1 / math.log(2)), magic), magic)
-        f = self.fma(rounded, self.constant(-0.693359375), clamped)
-        f = self.fma(rounded, self.constant(2.12194440e-4), f)
-        power = self.constant(1 / math.factorial(7))
-        for n in range(6, -1, -1):
-            power = self.fma(power, f, self.constant(1 / math.factorial(n)))
+        n, power = self._exp_parts(self.max(self.min(x, self.constant(88.7)), self.constant(-87.3)))
         # 2^n in two factors: n reaches 128, whose single exponent field would be infinite
-        n = b.fptosi(rounded, self.ivector)
         half = b.ashr(n, self.iconstant(1))
         for part in (half, b.sub(n, half)):
             bits = b.shl(b.add(part, self.iconstant(127)), self.iconstant(23))
             power = self.mul(power, b.bitcast(bits, self.vector))
         return b.select(b.fcmp_ordered("<", x, self.constant(-87.3)), self.constant(0), power)
 
-    def exp2_below_0(self, x):
-        """2^x for x <= 0, to 2 ulp; below -126, where it would be denormal, 2^-126.
-
-        2^n * 2^f with x = n + f, 2^f by its Taylor polynomial of degree 7 on |f| <= 1/2, whose remainder is 2^-27.
-        """
+    def exp_below_0(self, x):
+        """`exp` for x <= 0, with fewer instructions."""
         b = self.builder
-        x = self.max(x, self.constant(-126))
-        magic = self.constant(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer, which the lowest bits then hold
-        shifted = self.add(x, magic)
-        f = self.sub(x, self.sub(shifted, magic))
-        power = self.constant(math.log(2) ** 7 / math.factorial(7))
+        n, power = self._exp_parts(self.max(x, self.constant(-87.3)))
+        # n is -126 at least, and there e^f is above 1: n can be added to the exponent as it is
+        bits = b.add(b.bitcast(power, self.ivector), b.shl(n, self.iconstant(23)))
+        return b.select(b.fcmp_ordered("<", x, self.constant(-87.3)), self.constant(0), b.bitcast(bits, self.vector))
+
+    def _exp_parts(self, x):
+        """(n, e^f) of e^x = 2^n * e^f, n in int32 lanes, for -87.3 <= x <= 88.7.
+
+        x = n ln2 + f (ln2 in two parts, after Cody and Waite 1980), e^f by its Taylor polynomial of degree 7 on
+        |f| <= ln2 / 2, whose remainder is below 2^-26.
+        """
+        magic = self.constant(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer
+        rounded = self.sub(self.fma(x, self.constant(1 / math.log(2)), magic), magic)
+        f = self.fma(rounded, self.constant(-0.693359375), x)
+        f = self.fma(rounded, self.constant(2.12194440e-4), f)
+        power = self.constant(1 / math.factorial(7))
         for n in range(6, -1, -1):
-            power = self.fma(power, f, self.constant(math.log(2) ** n / math.factorial(n)))
-        exponent = b.shl(b.bitcast(shifted, self.ivector), self.iconstant(23))
-        return b.bitcast(b.add(b.bitcast(power, self.ivector), exponent), self.vector)
+            power = self.fma(power, f, self.constant(1 / math.factorial(n)))
+        return self.builder.fptosi(rounded, self.ivector), power
 
     def sigmoid(self, x):
         """1 / (1 + e^-x)"""
@@ -322,7 +317,6 @@ def _squared_deviation(emit, accumulator, values, mean):
 row_sum = _reduction(0.0, lambda emit, acc, x, _: emit.add(acc, x), Emitter.in_order_sum)
 row_squared_deviation = _reduction(0.0, _squared_deviation, Emitter.in_order_sum)
 row_abs_max = _reduction(0.0, lambda emit, acc, x, _: emit.max(emit.abs(x), acc), Emitter.largest)
-row_max = _reduction(-math.inf, lambda emit, acc, x, _: emit.max(x, acc), Emitter.largest)
 
 
 def _map(function):
@@ -373,11 +367,10 @@ def _softmax(is_narrow):
                 return [emit.max(masked(last, emit.load(at(last)), emit.constant(-math.inf)), values[0])]
 
             greatest = emit.loop(builder.zext(rest, I64), [greatest], larger_of_rest)[0]
-            base_2 = emit.splat(builder.fmul(scale, ir.Constant(F32, 1 / math.log(2))))
-            greatest = emit.splat(emit.largest(greatest))
+            greatest, scale = emit.splat(emit.largest(greatest)), emit.splat(scale)
 
             def power(index, mask):
-                value = emit.exp2_below_0(emit.mul(emit.sub(emit.load(at(index)), greatest), base_2))
+                value = emit.exp_below_0(emit.mul(emit.sub(emit.load(at(index)), greatest), scale))
                 if mask:
                     value = masked(index, value, emit.constant(0))
                 if is_narrow:
