@@ -12,7 +12,7 @@ import pytest
 from llvmlite import binding, ir
 
 from nvg.kernels.formats import operand_bytes, panel_bytes, steps_of
-from nvg.kernels.microkernels import heights, panel_product
+from nvg.kernels.microkernels import heights, paged_product, panel_product
 from nvg.kernels.operands import store_operand
 from nvg.kernels.pack import BLOCK_BYTES, PACK_CONTEXT, pack
 from nvg.kernels.tiles import ADD_BIAS, FROM_C, Tile, tile_function
@@ -147,6 +147,29 @@ def test_a_row_has_the_same_bits_in_any_tile_and_with_k_in_any_pieces(dtype):
             part = a[row : row + 1, first * operand_group :]
             product(dtype, part, b[first * group_bytes :], alone, 32 * (end - first), FROM_C if first else 0)
         assert np.array_equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("k", [150, 32, 2])
+def test_a_panel_in_blocks_of_a_pool_gives_the_bits_of_a_whole_one(dtype, k):
+    rng = np.random.default_rng(k)
+    most = 2 * heights(dtype)[0] + 3
+    a = operands(dtype, rng.normal(size=(most, k)).astype(np.float32))
+    whole = packed(dtype, rng.normal(size=(k, 32)).astype(np.float32))
+    block_bytes, table = panel_bytes(dtype, 32), np.array([3, 0, 5, 1, 4], np.int32)
+    pool = np.full(64 + 6 * block_bytes, 0xFF, np.uint8)  # every float a NaN
+    for number, block in enumerate(whole.reshape(-1, block_bytes)):
+        pool[64 + table[number] * block_bytes :][:block_bytes] = block
+    steps = k if dtype == "float32" else k // 2
+    for num_rows in range(1, most + 1):
+        c = np.full((num_rows, 32), np.nan, np.float32)
+        paged_product(dtype)(
+            a.ctypes.data, a.strides[0], num_rows, pool.ctypes.data + 64, c.ctypes.data, c.strides[0], steps,
+            table.ctypes.data, block_bytes, steps_of(dtype, 32),
+        )  # fmt: skip
+        expected = np.full((num_rows, 32), np.nan, np.float32)
+        product(dtype, a[:num_rows], whole, expected, k)
+        assert np.array_equal(c, expected)
 
 
 def test_a_tile_of_a_machine_that_is_not_here_compiles_to_its_vector_instructions():

@@ -181,7 +181,11 @@ def test_the_block_size_does_not_change_the_bits(directory, runner, alone):
         ("int4", None, 0.4),
     ],
 )
-@pytest.mark.parametrize("shape", [{"n_head": 3, "n_embd": 60}, {"n_head": 2, "n_embd": 96, "tie": False}], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [{"n_head": 3, "n_embd": 60}, {"n_head": 2, "n_embd": 96, "tie": False}, {"n_head": 3, "n_embd": 45}],
+    ids=str,
+)
 def test_logits_of_other_precisions_are_near_the_naive_reference(dtype, kv_dtype, most, shape, tmp_path):
     """Root mean square of the error in standard deviations of the logits."""
     directory = write_checkpoint(tmp_path, n_layer=2, n_positions=200, **shape)

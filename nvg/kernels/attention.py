@@ -4,9 +4,9 @@ Prefill and decode are the same code: a tile of query rows of one sequence and h
 short), so the softmax makes two passes over them.
 
 A row sees the keys up to its own position. The tile multiplies the keys up to its last row's; for a row that must not
-see one, its weight is an exact 0, which leaves a sum as it is. All these keys were written in this step or before, so
-nothing that a pool's earlier user left behind is ever multiplied (it may be anything, and 0 times NaN is NaN). Each
-output is one chain in the keys' order, whatever the tile.
+see one, its weight is an exact 0, which leaves a sum as it is. All these keys were written in this step or before, or
+cleared beside one that was, so nothing that a pool's earlier user left behind is ever multiplied (it may be anything,
+and 0 times NaN is NaN). Each output is one chain in the keys' order, whatever the tile.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def _score_keys(kv_dtype: str) -> Any:
     sequence's first block.
     """
     multiply_panel = panel_product(KV_TILES[kv_dtype])
-    item, pair, has_scales = KV_ITEM_BYTES[kv_dtype], KV_PAIR[kv_dtype], KV_SCALE_BYTES[kv_dtype] > 0
-    scale_bytes = KV_SCALE_BYTES[kv_dtype]
+    item, pair, scale_bytes = KV_ITEM_BYTES[kv_dtype], KV_PAIR[kv_dtype], KV_SCALE_BYTES[kv_dtype]
 
     def score(
         q, ldq, num_rows, num_keys, keys, to_values, block_bytes, block_size, head_size, tables, table, scores, lds
@@ -75,7 +74,7 @@ def _score_keys(kv_dtype: str) -> Any:
                 multiply_panel(
                     q, ldq, num_rows, at + key * steps * pair * item, to, lds, steps, 0, 0, 0, 0, 0
                 )  # fmt: skip
-                if has_scales:
+                if scale_bytes > 0:
                     for row in range(num_rows):
                         scales = at + head_size * block_size * item + key * 4
                         simd.multiply_rows(to + row * lds, scales, min(PANEL, num_keys - first_key - key))

@@ -11,7 +11,7 @@ from llvmlite import ir
 from llvmlite.binding import llvm_version_info
 from numba.core import cgutils
 
-from nvg.kernels.simd import BFLOAT, I8, I16, Emitter
+from nvg.kernels.emitter import BFLOAT, I8, I16, Emitter
 
 
 class PairInstruction:

@@ -91,7 +91,7 @@ def store_kv(kv_dtype: str) -> Any:
     layout = kv_layout(kv_dtype)
     narrow = store_operand("bfloat16")
     put_key, put_value = {
-        "float32": (_put_words, _put_float32_value),
+        "float32": (_put_float32_key, _put_float32_value),
         "bfloat16": (_put_bfloat16_key, _put_bfloat16_value),
         "int8": (_put_int8_key, _put_int8_value),
     }[kv_dtype]
@@ -123,7 +123,7 @@ def store_kv(kv_dtype: str) -> Any:
 
 
 @njit
-def _put_words(source, head_size, block_size, slot, out):
+def _put_float32_key(source, head_size, block_size, slot, out):
     words = carray(uint32_at(source), head_size)
     column = carray(uint32_at(out + (slot // PANEL * head_size * PANEL + slot % PANEL) * 4), head_size * PANEL)
     for d in range(head_size):

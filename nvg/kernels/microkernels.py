@@ -27,6 +27,12 @@ def heights(kind: str) -> tuple[int, int, int]:
     return (8, 4, 2) if cpu.features().vector_registers == 32 else (6, 4, 2)
 
 
+def _tiles(kind: str, **options: bool) -> list[Any]:
+    """The tiles of the three heights, and the one of a row."""
+    sizes = [(rows, TILE_COLUMNS) for rows in heights(kind)]
+    return [make_tile(Tile(kind, rows, columns, **options)) for rows, columns in [*sizes, (1, PANEL)]]
+
+
 @cache
 def panel_product(kind: str, prefetches: bool = False) -> Any:
     """The compiled function (a, lda, num_rows, b, c, ldc, steps, mode, bias, prefetch, prefetch_end, lines):
@@ -37,10 +43,7 @@ def panel_product(kind: str, prefetches: bool = False) -> Any:
     step, the first tile from `prefetch` on and each further one where the one before ended, up to `prefetch_end`.
     """
     high_rows, middle_rows, low_rows = heights(kind)
-    high = make_tile(Tile(kind, high_rows, TILE_COLUMNS, prefetches))
-    middle = make_tile(Tile(kind, middle_rows, TILE_COLUMNS, prefetches))
-    low = make_tile(Tile(kind, low_rows, TILE_COLUMNS, prefetches))
-    one = make_tile(Tile(kind, 1, PANEL, prefetches))
+    high, middle, low, one = _tiles(kind, prefetches=prefetches)
 
     def multiply_panel(a, lda, num_rows, b, c, ldc, steps, mode, bias, prefetch, prefetch_end, lines):
         row = 0
@@ -71,10 +74,7 @@ def paged_product(kind: str) -> Any:
     """The compiled function (a, lda, num_rows, b, c, ldc, steps, table, block_bytes, block_steps): C = A B like
     `panel_product`, where the panel's rows lie in blocks of a pool (see `nvg.kernels.tiles`)."""
     high_rows, middle_rows, low_rows = heights(kind)
-    high = make_tile(Tile(kind, high_rows, TILE_COLUMNS, is_paged=True))
-    middle = make_tile(Tile(kind, middle_rows, TILE_COLUMNS, is_paged=True))
-    low = make_tile(Tile(kind, low_rows, TILE_COLUMNS, is_paged=True))
-    one = make_tile(Tile(kind, 1, PANEL, is_paged=True))
+    high, middle, low, one = _tiles(kind, is_paged=True)
 
     def multiply_paged(a, lda, num_rows, b, c, ldc, steps, table, block_bytes, block_steps):
         row = 0

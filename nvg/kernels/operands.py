@@ -13,8 +13,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from nvg.kernels.emitter import F32, I8, I32, I64, LANES, Emitter
 from nvg.kernels.formats import GROUP, GROUP_BYTES, INT4_LEVELS, OPERAND_GROUP_BYTES, PANEL
-from nvg.kernels.simd import F32, I8, I32, I64, LANES, Emitter
 
 _HALVES = (0, LANES)  # 32 columns or values as two vectors
 _INT8_SCALES = (1 / 128, 1 / 128.4, 1 / 127.5)

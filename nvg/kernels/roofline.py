@@ -15,7 +15,7 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from nvg.kernels.simd import BFLOAT, F32, I32, I64
+from nvg.kernels.emitter import BFLOAT, F32, I32, I64
 from nvg.runtime import cpu
 from nvg.runtime.compile_cache import CompileStep, Job
 

@@ -27,8 +27,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from nvg.kernels.dots import integer_dot, pair_dot
+from nvg.kernels.emitter import F32, I32, I64, Emitter
 from nvg.kernels.formats import GROUP, GROUP_BYTES, INT4_LEVELS, OPERAND_GROUP_BYTES, PANEL
-from nvg.kernels.simd import F32, I32, I64, Emitter
 from nvg.runtime import cpu
 from nvg.runtime.cpu import Features
 

@@ -1,4 +1,4 @@
-"""Vector code for choosing among candidates, as Numba intrinsics on top of `nvg.kernels.simd`.
+"""Vector code for choosing among candidates, as Numba intrinsics on top of `nvg.kernels.emitter`.
 
 All of it works on whole chunks (of `CHUNK` floats where only comparisons are made, of `LANES` where weights are added)
 whatever the machine's registers hold: callers see to what is left at a row's end. Sums are float64 and go to the
@@ -14,7 +14,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from nvg.kernels.simd import I32, I64, Emitter, array_data
+from nvg.kernels.emitter import I32, I64, Emitter
+from nvg.kernels.simd import array_data
 from nvg.runtime import cpu
 
 LANES = 16
