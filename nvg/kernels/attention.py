@@ -27,8 +27,10 @@ from nvg.kernels.kv import (
     QUERY_ITEM_BYTES,
     kv_layout,
     round32,
+    store_entry,
 )
 from nvg.kernels.microkernels import heights, paged_product, panel_product
+from nvg.kernels.operands import store_operand
 from nvg.kernels.simd import float32_at
 from nvg.runtime.atomics import atomic_add
 from nvg.runtime.compile_cache import njit
@@ -36,39 +38,23 @@ from nvg.runtime.team import NEXT_UNIT
 
 QUERY_ROWS = heights("float32")[0]
 """Most query rows of a tile."""
-_FEW_ROWS = 2
-"""So few queries read keys and values faster than these come unasked."""
 
 
 @cache
 def _score_keys(kv_dtype: str) -> Any:
-    """The compiled function that writes scores[rows, keys] = q[rows] . K[keys] for the first num_keys keys, and with
-    few rows fetches their values meanwhile.
+    """The compiled function that writes scores[rows, keys] = q[rows] . K[keys] for the first num_keys keys.
 
-    keys: address of the head's keys in block 0; its values are to_values bytes on. tables[table] is the number of the
-    sequence's first block.
+    keys: address of the head's keys in block 0. tables[table] is the number of the sequence's first block.
     """
     multiply_panel = panel_product(KV_TILES[kv_dtype])
     item, pair, scale_bytes = KV_ITEM_BYTES[kv_dtype], KV_PAIR[kv_dtype], KV_SCALE_BYTES[kv_dtype]
 
     def score(
-        q, ldq, num_rows, num_keys, keys, to_values, block_bytes, block_size, head_size, tables, table, scores, lds
+        q, ldq, num_rows, num_keys, keys, block_bytes, block_size, head_size, tables, table, scores, lds
     ):  # fmt: skip
         steps = (head_size + pair - 1) // pair
-        key_bytes = steps * pair * block_size * item
         for first_key in range(0, num_keys, block_size):
             at = keys + np.int64(tables[table + first_key // block_size]) * block_bytes
-            if num_rows <= _FEW_ROWS:
-                num_bytes = (min(block_size, num_keys - first_key) + pair - 1) // pair * pair * PANEL * item
-                for panel in range(round32(head_size) // PANEL):
-                    simd.prefetch(at + to_values + panel * block_size * PANEL * item, num_bytes)
-                if first_key + block_size < num_keys:
-                    next_at = keys + np.int64(tables[table + first_key // block_size + 1]) * block_bytes
-                    simd.prefetch(next_at, key_bytes)
-                else:
-                    # the next head but one's: another thread takes the next
-                    distance = 2 * (key_bytes + block_size * scale_bytes)
-                    simd.prefetch(keys + np.int64(tables[table]) * block_bytes + distance, key_bytes)
             for key in range(0, min(block_size, num_keys - first_key), PANEL):
                 to = scores + (first_key + key) * 4
                 multiply_panel(
@@ -100,8 +86,8 @@ def _attend_tile(kv_dtype: str) -> Any:
         num_keys = position + num_rows
         to_keys, to_values, block_bytes = layout(layer, head, n_layer, n_head, head_size, block_size)
         score_keys(
-            q, ldq, num_rows, num_keys, pool + to_keys, to_values - to_keys, block_bytes, block_size, head_size, tables,
-            table, scores_at, lds,
+            q, ldq, num_rows, num_keys, pool + to_keys, block_bytes, block_size, head_size, tables, table, scores_at,
+            lds,
         )  # fmt: skip
         scores = carray(float32_at(scores_at), num_rows * lds // 4)
         for row in range(num_rows):
@@ -135,6 +121,38 @@ def _attend_tile(kv_dtype: str) -> Any:
 
 
 @cache
+def _store_and_attend(kv_dtype: str) -> Any:
+    """The compiled function that writes the key and value of a sequence's only token of the step, and out[token, head];
+    `row` is the token's row of queries, keys and values, all float32."""
+    attend_tile = _attend_tile(kv_dtype)
+    store_one = store_entry(kv_dtype)
+    layout = kv_layout(kv_dtype)
+    narrow = store_operand("bfloat16")
+    narrows = kv_dtype == "bfloat16"
+
+    def store_and_attend(
+        row, position, table, tables, scale, shape, layer, head, pool, scores, lds, sums, ldv, out, ldo
+    ):  # fmt: skip
+        n_layer, n_head, head_size, block_size = shape
+        query = row + head * head_size * 4
+        key, value = query + n_head * head_size * 4, query + 2 * n_head * head_size * 4
+        if narrows:  # to the rows of sums, which are not needed yet
+            groups = round32(head_size) // PANEL
+            narrow(query, groups, sums)
+            narrow(key, groups, sums + ldv)
+            narrow(value, groups, sums + 2 * ldv)
+            query, key, value = sums, sums + ldv, sums + 2 * ldv
+        to_keys, to_values, block_bytes = layout(layer, head, n_layer, n_head, head_size, block_size)
+        block = pool + np.int64(tables[table + position // block_size]) * block_bytes
+        store_one(key, value, head_size, block_size, position % block_size, block + to_keys, block + to_values)
+        attend_tile(
+            query, 0, 1, position, table, tables, scale, shape, layer, head, pool, scores, lds, sums, ldv, out, ldo
+        )  # fmt: skip
+
+    return njit(store_and_attend, name=f"store_and_attend_{kv_dtype}")
+
+
+@cache
 def attend(kv_dtype: str) -> Any:
     """The compiled function (qkv, ldq, positions, query_offsets, tile_offsets, num_seqs, block_tables, tables_width,
     scale, shape, layer, pool, scores, lds, sums, ldv, out, ldo, meeting, unit_base): out (T, C) = attention of all
@@ -146,6 +164,7 @@ def attend(kv_dtype: str) -> Any:
     threads begin; each thread takes one unit more than there are, so it ends at unit_base + units + threads.
     """
     attend_tile = _attend_tile(kv_dtype)
+    store_and_attend = _store_and_attend(kv_dtype)
     query_item = QUERY_ITEM_BYTES[kv_dtype]
 
     def attend_all(
@@ -171,10 +190,16 @@ def attend(kv_dtype: str) -> Any:
             token = np.int64(query_offsets[low]) + tile * QUERY_ROWS
             num_rows = min(QUERY_ROWS, query_offsets[low + 1] - token)
             position = np.int64(positions[token])
-            first = head * head_size
-            attend_tile(
-                qkv + token * ldq + first * query_item, ldq, num_rows, position, low * tables_width, block_tables,
-                scale, shape, layer, head, pool, scores, lds, sums, ldv, out + token * ldo + first * 4, ldo,
+            row, to = qkv + token * ldq, out + token * ldo + head * head_size * 4
+            if query_offsets[low + 1] - query_offsets[low] > 1:
+                attend_tile(
+                    row + head * head_size * query_item, ldq, num_rows, position, low * tables_width, block_tables,
+                    scale, shape, layer, head, pool, scores, lds, sums, ldv, to, ldo,
+                )  # fmt: skip
+                continue
+            store_and_attend(
+                row, position, low * tables_width, block_tables, scale, shape, layer, head, pool, scores, lds, sums,
+                ldv, to, ldo,
             )  # fmt: skip
 
     return njit(attend_all, name=f"attend_{kv_dtype}")

@@ -18,7 +18,7 @@ from nvg.kernels.matmul import ROW_BLOCK, matmul, own_panels, row_block_product
 from nvg.kernels.operands import store_operand
 from nvg.kernels.simd import float32_at, int32_at, int64_at
 from nvg.kernels.tiles import ADD_BIAS, FROM_C
-from nvg.runtime.compile_cache import Job, njit
+from nvg.runtime.compile_cache import CompileStep, Job, function_step, njit
 from nvg.runtime.team import MEETING_WORDS, barrier
 
 # What a layer's parameters are, in the order of the addresses in `layer_addresses`. Matrices are packed in panels,
@@ -60,6 +60,40 @@ def _context_at(typingctx, address):
     return types.CPointer(_CONTEXT_TYPE)(types.int64), codegen
 
 
+@njit(cached=True, nogil=False)
+def describe_step(
+    context, token_ids, positions, query_offsets, block_tables, logits_rows, sequence_of, tile_offsets
+):  # fmt: skip
+    """Say in `context` (the address of a CONTEXT record) what a step works on: a batch's arrays (see
+    `nvg.model.contract.Batch`), all int32 and contiguous, which must outlive the step.
+
+    sequence_of, of T or more, and tile_offsets, of S + 1 or more, are filled in; S <= T. Returns the most keys and
+    values that a sequence has.
+    """
+    c = carray(_context_at(context), 1)[0]
+    num_seqs = query_offsets.size - 1
+    c.num_tokens, c.num_seqs, c.num_rows = token_ids.size, num_seqs, logits_rows.size
+    c.tables_width = block_tables.shape[1]
+    c.token_ids, c.positions = token_ids.ctypes.data, positions.ctypes.data
+    c.query_offsets, c.block_tables = query_offsets.ctypes.data, block_tables.ctypes.data
+    c.logits_rows = logits_rows.ctypes.data
+    c.sequence_of, c.tile_offsets = sequence_of.ctypes.data, tile_offsets.ctypes.data
+    tile_offsets[0] = 0
+    longest = np.int64(0)
+    for s in range(num_seqs):
+        longest = max(longest, np.int64(positions[query_offsets[s + 1] - 1]) + 1)
+        tiles = (query_offsets[s + 1] - query_offsets[s] + QUERY_ROWS - 1) // QUERY_ROWS
+        tile_offsets[s + 1] = tile_offsets[s] + tiles
+        sequence_of[query_offsets[s] : query_offsets[s + 1]] = s
+    return longest
+
+
+def compile_steps() -> list[CompileStep]:
+    """What must be compiled before a step can be described."""
+    int32s, table = types.Array(types.int32, 1, "C"), types.Array(types.int32, 2, "C")
+    return [function_step(describe_step, (types.int64, int32s, int32s, int32s, table, int32s, int32s, int32s))]
+
+
 @cache
 def _norm_to_operand(dtype: str) -> Any:
     """The compiled function (x, n_embd, weight, bias, epsilon, scratch, out): layer norm of one row at address x, as an
@@ -84,14 +118,16 @@ def _expand(dtype: str) -> Any:
     multiply = row_block_product(dtype)
     to_operand = store_operand(dtype)
 
-    def expand(a, lda, num_rows, weights, k_bytes, steps, bias, kind, scratch, out, ldo, group_bytes, first, end):
+    def expand(
+        a, lda, num_rows, weights, k_bytes, steps, bias, kind, scratch, out, ldo, group_bytes, first, end, next_weights
+    ):
         for row in range(0, num_rows, ROW_BLOCK):
             rows = min(ROW_BLOCK, num_rows - row)
             for panel in range(first, end):
                 at = weights + panel * k_bytes
                 multiply(
                     a + row * lda, lda, rows, at, scratch, PANEL * 4, steps, ADD_BIAS, bias + panel * PANEL * 4,
-                    at + k_bytes,
+                    at + k_bytes if panel + 1 < end else next_weights,
                 )  # fmt: skip
                 activate(kind, scratch, rows * PANEL)
                 for r in range(rows):
@@ -137,6 +173,7 @@ def _forward(dtype: str, kv_dtype: str) -> Any:
         qkv_panels = own_panels((3 * n_embd + PANEL - 1) // PANEL, thread, num_threads)
         embd_panels = own_panels((n_embd + PANEL - 1) // PANEL, thread, num_threads)
         inner_panels = own_panels((n_inner + PANEL - 1) // PANEL, thread, num_threads)
+        head_panels = own_panels(c.padded_vocab_size // PANEL, thread, num_threads)
         units = np.int64(tile_offsets[c.num_seqs]) * c.n_head + num_threads
 
         for t in range(first, end):
@@ -144,22 +181,27 @@ def _forward(dtype: str, kv_dtype: str) -> Any:
             add_token(np.int64(token_ids[t]), c.embedding, c.embd_panel_bytes, n_embd, c.x + t * ldx)
         for layer in range(c.n_layer):
             at = addresses[layer * len(LAYER_PARAMETERS) : (layer + 1) * len(LAYER_PARAMETERS)]
+            if layer + 1 < c.n_layer:
+                after_layer = addresses[(layer + 1) * len(LAYER_PARAMETERS) + 2] + qkv_panels[0] * c.embd_panel_bytes
+            else:
+                after_layer = c.head + head_panels[0] * c.embd_panel_bytes
             for t in range(first, end):
                 norm_to_operand(c.x + t * ldx, n_embd, at[0], at[1], epsilon, norm_row, c.operand + t * lda)
             if barrier(meeting, num_threads):
                 return
             product(
                 c.operand, lda, num_tokens, at[2], c.embd_panel_bytes, c.embd_steps, c.qkv, ldq,
-                qkv_panels[0], qkv_panels[1], ADD_BIAS, at[3],
+                qkv_panels[0], qkv_panels[1], ADD_BIAS, at[3], at[4] + embd_panels[0] * c.embd_panel_bytes,
             )  # fmt: skip
             if barrier(meeting, num_threads):
                 return
-            store(
-                c.qkv, ldq, positions, sequence_of, block_tables, c.tables_width, stored[0], stored[1], shape, layer,
-                c.pool,
-            )  # fmt: skip
-            if barrier(meeting, num_threads):
-                return
+            if num_tokens > c.num_seqs:
+                store(
+                    c.qkv, ldq, positions, query_offsets, sequence_of, block_tables, c.tables_width, stored[0],
+                    stored[1], shape, layer, c.pool,
+                )  # fmt: skip
+                if barrier(meeting, num_threads):
+                    return
             attended, ld_attended = (c.operand, lda) if is_float32 else (c.y, ldx)
             attend_all(
                 c.qkv, ldq, positions, query_offsets, tile_offsets, c.num_seqs, block_tables, c.tables_width,
@@ -176,6 +218,7 @@ def _forward(dtype: str, kv_dtype: str) -> Any:
             product(
                 c.operand, lda, num_tokens, at[4], c.embd_panel_bytes, c.embd_steps, c.x, ldx,
                 embd_panels[0], embd_panels[1], FROM_C | ADD_BIAS, at[5],
+                at[8] + inner_panels[0] * c.embd_panel_bytes,
             )  # fmt: skip
             if barrier(meeting, num_threads):
                 return
@@ -186,12 +229,13 @@ def _forward(dtype: str, kv_dtype: str) -> Any:
             expand(
                 c.operand, lda, num_tokens, at[8], c.embd_panel_bytes, c.embd_steps, at[9], c.activation, panel_rows,
                 c.inner_operand, ldh, operand_group_bytes, inner_panels[0], inner_panels[1],
+                at[10] + embd_panels[0] * c.inner_panel_bytes,
             )  # fmt: skip
             if barrier(meeting, num_threads):
                 return
             product(
                 c.inner_operand, ldh, num_tokens, at[10], c.inner_panel_bytes, c.inner_steps, c.x, ldx,
-                embd_panels[0], embd_panels[1], FROM_C | ADD_BIAS, at[11],
+                embd_panels[0], embd_panels[1], FROM_C | ADD_BIAS, at[11], after_layer,
             )  # fmt: skip
             if barrier(meeting, num_threads):
                 return
@@ -202,10 +246,9 @@ def _forward(dtype: str, kv_dtype: str) -> Any:
                 norm_to_operand(row_at, n_embd, c.ln_f_weight, c.ln_f_bias, epsilon, norm_row, c.operand + r * lda)
             if barrier(meeting, num_threads):
                 return
-            head_panels = own_panels(c.padded_vocab_size // PANEL, thread, num_threads)
             product(
                 c.operand, lda, c.num_rows, c.head, c.embd_panel_bytes, c.embd_steps, c.logits,
-                c.padded_vocab_size * 4, head_panels[0], head_panels[1], 0, 0,
+                c.padded_vocab_size * 4, head_panels[0], head_panels[1], 0, 0, 0,
             )  # fmt: skip
 
     return forward

@@ -32,7 +32,7 @@ KV_PAIR = {"float32": 1, "bfloat16": 2, "int8": 1}
 KV_SCALE_BYTES = {"float32": 0, "bfloat16": 0, "int8": 4}
 KV_TILES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8_rows"}
 QUERY_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "int8": 4}
-"""Of a query's element, once `store_kv` has run."""
+"""Of an element of a query, key or value that is ready to be used."""
 
 
 @njit
@@ -79,9 +79,31 @@ def _between_pairs(positions, sequence_of, token, num_tokens):
 
 
 @cache
+def store_entry(kv_dtype: str) -> Any:
+    """The compiled function (key, value, head_size, block_size, slot, keys, values): write one head's key and value to
+    their slot; columns of V beyond D are zeroed.
+
+    key, value: addresses of head_size elements of QUERY_ITEM_BYTES, which become scratch. keys, values: addresses of
+    the head's keys and values in the block.
+    """
+    put_key, put_value = {
+        "float32": (_put_float32_key, _put_float32_value),
+        "bfloat16": (_put_bfloat16_key, _put_bfloat16_value),
+        "int8": (_put_int8_key, _put_int8_value),
+    }[kv_dtype]
+
+    def store(key, value, head_size, block_size, slot, keys, values):
+        put_key(key, head_size, block_size, slot, keys)
+        put_value(value, head_size, block_size, slot, values)
+
+    return njit(store, name=f"store_entry_{kv_dtype}")
+
+
+@cache
 def store_kv(kv_dtype: str) -> Any:
-    """The compiled function (qkv, ldq, positions, sequence_of, block_tables, tables_width, first, end, shape, layer,
-    pool): write the keys and values of tokens first .. end to their slots; columns of V beyond D are zeroed.
+    """The compiled function (qkv, ldq, positions, query_offsets, sequence_of, block_tables, tables_width, first, end,
+    shape, layer, pool): write the keys and values of tokens first .. end to their slots, but for those that are their
+    sequence's only token of the step: `nvg.kernels.attention` stores them when it needs them.
 
     qkv (T, 3C): queries, keys, values, float32, at an address, rows ldq bytes apart; becomes scratch, but for the
     queries, which with bfloat16 are rounded to it and moved together, [C] from the row's begin. sequence_of (T,): each
@@ -90,30 +112,32 @@ def store_kv(kv_dtype: str) -> Any:
     """
     layout = kv_layout(kv_dtype)
     narrow = store_operand("bfloat16")
-    put_key, put_value = {
-        "float32": (_put_float32_key, _put_float32_value),
-        "bfloat16": (_put_bfloat16_key, _put_bfloat16_value),
-        "int8": (_put_int8_key, _put_int8_value),
-    }[kv_dtype]
+    store_one = store_entry(kv_dtype)
     narrows = kv_dtype == "bfloat16"
     row_item = QUERY_ITEM_BYTES[kv_dtype]
 
-    def store(qkv, ldq, positions, sequence_of, block_tables, tables_width, first, end, shape, layer, pool):
+    def store(
+        qkv, ldq, positions, query_offsets, sequence_of, block_tables, tables_width, first, end, shape, layer, pool
+    ):  # fmt: skip
         n_layer, n_head, head_size, block_size = shape
         n_embd = n_head * head_size
         for t in range(first, end):
+            sequence = np.int64(sequence_of[t])
+            if query_offsets[sequence + 1] - query_offsets[sequence] == 1:
+                continue
             row = qkv + t * ldq
             if narrows:
                 narrow(row, round32(3 * n_embd) // PANEL, row)
             position = np.int64(positions[t])
-            block = np.int64(block_tables[sequence_of[t] * tables_width + position // block_size])
-            slot = position % block_size
+            block = np.int64(block_tables[sequence * tables_width + position // block_size])
             for head in range(n_head):
                 keys, values, block_bytes = layout(layer, head, n_layer, n_head, head_size, block_size)
                 start = pool + block * block_bytes
-                source = row + (n_embd + head * head_size) * row_item
-                put_key(source, head_size, block_size, slot, start + keys)
-                put_value(source + n_embd * row_item, head_size, block_size, slot, start + values)
+                key = row + (n_embd + head * head_size) * row_item
+                store_one(
+                    key, key + n_embd * row_item, head_size, block_size, position % block_size, start + keys,
+                    start + values,
+                )  # fmt: skip
 
     return njit(store, name=f"store_kv_{kv_dtype}")
 

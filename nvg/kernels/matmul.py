@@ -57,22 +57,23 @@ def row_block_product(dtype: str) -> Any:
 
 @cache
 def matmul(dtype: str) -> Any:
-    """The compiled function (a, lda, num_rows, weights, k_bytes, steps, out, ldo, first_panel, end_panel, mode, bias):
-    out[:, own columns] = a @ weights[:, own columns], begun as `mode` says (see `nvg.kernels.tiles`).
+    """The compiled function (a, lda, num_rows, weights, k_bytes, steps, out, ldo, first_panel, end_panel, mode, bias,
+    next_weights): out[:, own columns] = a @ weights[:, own columns], begun as `mode` says (see `nvg.kernels.tiles`).
 
     a: operand rows lda bytes apart. weights: panels of k_bytes bytes. steps: of K. out: float32, rows ldo bytes apart;
-    columns 32 * first_panel up to 32 * end_panel are written. bias: float32. out must not overlap a.
+    columns 32 * first_panel up to 32 * end_panel are written. bias: float32. out must not overlap a. next_weights: what
+    this thread reads after these weights, fetched with the last panel.
     """
     multiply = row_block_product(dtype)
 
-    def product(a, lda, num_rows, weights, k_bytes, steps, out, ldo, first_panel, end_panel, mode, bias):
+    def product(a, lda, num_rows, weights, k_bytes, steps, out, ldo, first_panel, end_panel, mode, bias, next_weights):
         for row in range(0, num_rows, ROW_BLOCK):
             rows = min(ROW_BLOCK, num_rows - row)
             for panel in range(first_panel, end_panel):
                 at = weights + panel * k_bytes
                 multiply(
                     a + row * lda, lda, rows, at, out + row * ldo + panel * PANEL * 4, ldo, steps, mode,
-                    bias + panel * PANEL * 4, at + k_bytes,
+                    bias + panel * PANEL * 4, at + k_bytes if panel + 1 < end_panel else next_weights,
                 )  # fmt: skip
 
     return njit(product, name=f"matmul_{dtype}")

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nvg.errors import AbortedError
+from nvg.kernels import forward as forward_module
 from nvg.kernels import layers
 from nvg.kernels.attention import QUERY_ROWS
 from nvg.kernels.formats import PANEL, operand_bytes, panel_bytes, steps_of
-from nvg.kernels.forward import CONTEXT, forward
+from nvg.kernels.forward import CONTEXT, describe_step, forward
 from nvg.kernels.kv import kv_bytes_per_entry
 from nvg.kernels.matmul import ROW_BLOCK
 from nvg.kernels.pack import pack
@@ -24,7 +25,7 @@ from nvg.params import EngineConfig
 from nvg.runtime import team as team_module
 from nvg.runtime.compile_cache import CompileStep, Report, prepare
 from nvg.runtime.cores import default_threads
-from nvg.runtime.team import ABORT, ARRIVED, MEETING_WORDS, NEXT_UNIT, Team
+from nvg.runtime.team import ABORT, MEETING_WORDS, Team
 
 _ACTIVATIONS = {
     "gelu_new": layers.GELU_TANH,
@@ -43,6 +44,7 @@ def compile_steps(dtype: str = EngineConfig.dtype, kv_dtype: str | None = None) 
     """All that must be compiled before a GPT-2 can run with weights of `dtype`; kv_dtype None follows it."""
     return [
         *team_module.compile_steps(),
+        *forward_module.compile_steps(),
         pack(dtype).step(),
         forward(dtype, kv_dtype or default_kv_dtype(dtype)).step(),
     ]
@@ -107,7 +109,8 @@ class GPT2Runner:
         self._buffers: dict[str, npt.NDArray[Any]] = {
             "x": np.zeros((rows, width["ld_embd"]), np.uint8),
             "y": np.zeros((rows, width["ld_embd"]), np.uint8),
-            "qkv": np.zeros((rows, width["ld_qkv"]), np.uint8),
+            # a row more, because each head is read in whole groups of 32
+            "qkv": np.zeros((rows + 1, width["ld_qkv"]), np.uint8),
             "operand": np.zeros((all_rows, width["ld_operand"]), np.uint8),
             "inner_operand": np.zeros((rows, width["ld_inner_operand"]), np.uint8),
             "scores": np.zeros((threads, QUERY_ROWS, width["ld_scores"]), np.uint8),
@@ -121,6 +124,7 @@ class GPT2Runner:
             scales /= np.arange(1, config.n_layer + 1)
         self._buffers["attention_scales"] = scales.astype(np.float32)
         self._sequence_of = np.zeros(rows, np.int32)
+        self._tile_offsets = np.zeros(rows + 1, np.int32)
 
     def _fill_context(self) -> None:
         config, weights, buffers, context = self._config, self._weights, self._buffers, self._context[0]
@@ -145,7 +149,7 @@ class GPT2Runner:
         for name, size in self._row_bytes.items():
             context[name] = size
         context["meeting"] = self._meeting.ctypes.data
-        context["sequence_of"] = self._sequence_of.ctypes.data
+        self._context_address = self._context.ctypes.data
 
     @property
     def num_threads(self) -> int:
@@ -179,31 +183,16 @@ class GPT2Runner:
 
         Raises AbortedError if `abort` was called while it ran; what it wrote to the KV pool is then void.
         """
-        num_tokens, num_seqs, num_rows = len(batch.token_ids), len(batch.context_lens), len(batch.logits_rows)
-        assert num_tokens <= self.max_batched_tokens
+        num_rows = len(batch.logits_rows)
+        assert len(batch.token_ids) <= self.max_batched_tokens
         assert num_rows <= self.max_logits_rows
-        assert batch.context_lens.max() <= self.max_model_len
-        lengths = np.diff(batch.query_offsets)
-        self._sequence_of[:num_tokens] = np.repeat(np.arange(num_seqs, dtype=np.int32), lengths)
-        tile_offsets = np.zeros(num_seqs + 1, np.int32)
-        np.cumsum((lengths + QUERY_ROWS - 1) // QUERY_ROWS, out=tile_offsets[1:])
-        arrays = {
-            "token_ids": batch.token_ids,
-            "positions": batch.positions,
-            "query_offsets": batch.query_offsets,
-            "block_tables": batch.block_tables,
-            "logits_rows": batch.logits_rows,
-            "tile_offsets": tile_offsets,
-        }
-        context = self._context[0]
-        for name, array in arrays.items():
-            assert array.dtype == np.int32
-            assert array.flags.c_contiguous
-            context[name] = array.ctypes.data
-        context["num_tokens"], context["num_seqs"], context["num_rows"] = num_tokens, num_seqs, num_rows
-        context["tables_width"] = batch.block_tables.shape[1]
-        self._meeting[[ARRIVED, ABORT, NEXT_UNIT]] = 0
-        self._team.run(self._job.address, self._context.ctypes.data)
+        longest = describe_step(
+            self._context_address, batch.token_ids, batch.positions, batch.query_offsets, batch.block_tables,
+            batch.logits_rows, self._sequence_of, self._tile_offsets,
+        )  # fmt: skip
+        assert longest <= self.max_model_len
+        self._meeting[:] = 0
+        self._team.run(self._job.address, self._context_address)
         if self._meeting[ABORT]:
             raise AbortedError("the step was aborted")
         logits: Float32 = self._buffers["logits"][:num_rows, : self.vocab_size]
