@@ -84,6 +84,7 @@ def check_all(row, k, p):
     threshold = select.kth_largest(row, k)
     assert threshold == row[order[k - 1]]
     np.testing.assert_array_equal(edited(select.keep_from, row, threshold, k), only(row, order[:k]))
+    np.testing.assert_array_equal(edited(select.keep_largest, row, k), only(row, order[:k]))
 
     threshold, size = select.nucleus(row, p)
     descending = row[order].astype(np.float64)
@@ -162,6 +163,7 @@ def test_rows_against_the_rules_harm_nobody(value, size):
         (select.kth_largest, (1,)),
         (select.nucleus, (0.5,)),
         (select.keep_from, (0.0, 1)),
+        (select.keep_largest, (1,)),
         (select.keep_ratio, (-1.0,)),
     ):
         function(row.copy(), *args)

@@ -85,14 +85,22 @@ def count_candidates(row: Logits) -> int:
 
 
 @njit
-def _bits(row: Logits, start: int, low: np.float32, high: np.float32) -> int:
-    """Which of the up to `CHUNK` values from `start` on have low <= value < high: bit i for row[start + i]."""
-    if start + CHUNK <= row.size:
-        return vector.bits_between(row, start, low, high)
+def _last_bits(row: Logits, start: int, low: np.float32, high: np.float32) -> int:
+    """`_bits` where the row ends before the chunk does."""
     bits = np.uint32(0)
     for i in range(start, row.size):
         if low <= row[i] < high:
             bits |= np.uint32(1) << np.uint32(i - start)
+    return bits
+
+
+@njit(inline=True)
+def _bits(row: Logits, start: int, low: np.float32, high: np.float32) -> int:
+    """Which of the up to `CHUNK` values from `start` on have low <= value < high: bit i for row[start + i]."""
+    if start + CHUNK <= row.size:  # noqa: SIM108 (one return for Numba to inline)
+        bits = vector.bits_between(row, start, low, high)
+    else:
+        bits = _last_bits(row, start, low, high)
     return bits
 
 
@@ -182,22 +190,13 @@ def _filled(size: int, value: np.float32) -> Logits:
 
 
 @njit
-def _widened(values: TokenIds, size: int) -> TokenIds:
-    wide = np.empty(size, np.int32)
-    wide[: values.size] = values
-    return wide
-
-
-@njit
 def _where_between(row: Logits, low: np.float32, high: np.float32) -> TokenIds:
     """The indices of the values with low <= value < high."""
-    found = np.empty(min(row.size, _FEW), np.int32)
+    found = np.empty(row.size, np.int32)  # memory that stays untouched costs nothing
     size = 0
     for start in range(0, row.size, CHUNK):
         bits = _bits(row, start, low, high)
         while bits:
-            if size == found.size:  # rarely: there are few where a bound is good
-                found = _widened(found, row.size)
             found[size] = start + vector.lowest_bit(bits)
             bits &= bits - np.uint32(1)
             size += 1
@@ -213,19 +212,47 @@ def _taken(row: Logits, indices: TokenIds, filler: np.float32) -> Logits:
     return taken
 
 
+@njit
+def _can_bound(size: int, k: int) -> bool:
+    """Whether `_reaching_bound` cuts a row down."""
+    return size > _FEW and 2 * k <= _COLUMNS
+
+
+@njit
+def _reaching_bound(row: Logits, k: int) -> tuple[np.float32, TokenIds, Logits]:
+    """(bound, indices, values) of a few values that the k largest are among, all that are at least `bound`; values are
+    filled up with -inf."""
+    # Each of the k largest column maxima is an element: so many are at least as large as the k-th of them.
+    bound = _search(_column_maxima(row), k, -_INF)
+    indices = _where_between(row, bound, _INF)
+    return bound, indices, _taken(row, indices, -_INF)
+
+
 @njit(cached=True, nogil=False)
 def kth_largest(row: Logits, k: int) -> np.float32:
     """The k-th largest, 1 <= k <= n; equal ones count each."""
-    low, high = -_INF, _INF
-    values, gives_bound = row, row.size > _FEW and 2 * k <= _COLUMNS
-    if gives_bound:
-        # Each of the k largest column maxima is an element: so many are at least as large as the k-th of them.
-        values = _column_maxima(row)
-    while True:
-        low = _search(values, k, low, high)
-        if not gives_bound:
-            return low
-        values, gives_bound = _taken(row, _where_between(row, low, high), -_INF), False
+    if not _can_bound(row.size, k):
+        return _search(row, k, -_INF)
+    bound, _, values = _reaching_bound(row, k)
+    return _search(values, k, bound)
+
+
+@njit(cached=True, nogil=False)
+def keep_largest(row: Logits, k: int) -> None:
+    """Remove all but the k largest, in place, 1 <= k <= n; of equal ones the first stay."""
+    if not _can_bound(row.size, k):
+        keep_from(row, kth_largest(row, k), k)
+        return
+    bound, indices, values = _reaching_bound(row, k)
+    threshold = _search(values, k, bound)
+    room = k - _count_reaching(values, _above(threshold))
+    for i in range(row.size):
+        row[i] = -_INF
+    for i in range(indices.size):
+        is_last = values[i] == threshold
+        if values[i] > threshold or (is_last and room > 0):
+            row[indices[i]] = values[i]
+        room -= is_last
 
 
 @njit
@@ -241,9 +268,9 @@ def _column_maxima(row: Logits) -> Logits:
 
 
 @njit
-def _search(values: Logits, k: int, low: np.float32, high: np.float32) -> np.float32:
-    """The k-th largest, of which is known that low <= it < high: bit by bit, counting."""
-    reached, missed = _key(low), _key(high)
+def _search(values: Logits, k: int, low: np.float32) -> np.float32:
+    """The k-th largest, which is at least `low`: bit by bit, counting."""
+    reached, missed = _key(low), _key(_INF)
     while missed - reached > 1:
         middle = (reached + missed) >> 1
         if _count_reaching(values, _value(middle)) >= k:
@@ -382,6 +409,7 @@ def compile_steps() -> list[CompileStep]:
         function_step(keep_first_largest, (row,)),
         function_step(keep_ratio, (row, float64)),
         function_step(keep_from, (row, float64, int64)),
+        function_step(keep_largest, (row, int64)),
         function_step(kth_largest, (row, int64)),
         function_step(nucleus, (row, float64)),
         function_step(divide, (row, float64)),

@@ -29,4 +29,4 @@ def keep_top_k(logits: Logits, k: int) -> None:
     """Remove all but the k largest logits: float32 (n,), edited in place; exactly min(k, n) stay, of equal ones the
     first."""
     if k < logits.size:
-        select.keep_from(logits, select.kth_largest(logits, int(k)), int(k))
+        select.keep_largest(logits, int(k))
