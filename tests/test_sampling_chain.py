@@ -272,3 +272,28 @@ def test_a_row_that_can_t_be_drawn_from_is_the_model_s_fault():
         make_chain(Greedy()).sample(logits, PROMPT, PROMPT[:0])
     with pytest.raises(EngineError, match=r"no token is left to draw at output token 0: all are banned"):
         make_chain(Greedy()).sample(row(), PROMPT, PROMPT[:0], banned=range(6))
+
+
+@pytest.mark.parametrize("left", [2, 1023, 1024, 1025, 4999])
+@pytest.mark.parametrize("by_model", [True, False])
+def test_of_a_long_row_what_is_left_goes_on(left, by_model):
+    rng = np.random.default_rng(left)
+    kept = np.sort(rng.choice(5000, left, replace=False))
+    logits = rng.standard_normal(5000).astype(np.float32)
+    expected = logits[kept]
+    keep, spy = KeepIds(tuple(kept)), Spy()
+    if by_model:
+        keep.apply(logits, np.arange(5000), None)
+    chain = make_chain(*([] if by_model else [keep]), spy, vocab_size=5000)
+    token_id, _ = chain.sample(logits, PROMPT, np.array([], dtype=np.int32))
+    np.testing.assert_array_equal(spy.seen[0][0], expected)
+    np.testing.assert_array_equal(spy.seen[0][1], kept)
+    assert token_id in kept
+
+
+@dataclass(frozen=True)
+class KeepIds:
+    ids: tuple
+
+    def apply(self, logits, token_ids, state):
+        logits[~np.isin(token_ids, self.ids)] = -np.inf

@@ -77,6 +77,12 @@ def check_all(row, k, p):
     np.testing.assert_array_equal(left, row[finite])
     np.testing.assert_array_equal(left_ids, ids[finite])
 
+    few, few_ids = np.empty(finite.size, np.float32), np.empty(finite.size, np.int32)
+    assert select.survey(row, few, few_ids) == finite.size
+    np.testing.assert_array_equal(few, row[finite])
+    np.testing.assert_array_equal(few_ids, finite)
+    assert select.survey(row, few[1:], few_ids[1:]) == finite.size
+
     assert select.argmax(row) == np.argmax(row)
     np.testing.assert_array_equal(edited(select.keep_first_largest, row), only(row, order[:1]))
 
@@ -151,6 +157,7 @@ def test_a_fault_anywhere_is_seen(size, value):
         row[i] = value
         row[0 if i else -1] = -np.inf if size > 1 else value
         assert select.count_candidates(row) == -1
+        assert select.survey(row, np.empty(size, np.float32), np.empty(size, np.int32)) == -1
     assert select.count_candidates(np.full(size, -np.inf, np.float32)) == 0
 
 

@@ -18,6 +18,8 @@ from nvg.sampling.contract import Logits, SamplerRequest, TokenIds
 from nvg.sampling.draw import draw
 from nvg.sampling.random import DRAW_STAGE, uniform
 
+_FEW = 1024
+"""Of a whole row, so many candidates are found while they are counted."""
 _FAULTS = Exception, SystemExit  # sys.exit() in a sampler must not end the thread that everybody's steps run on
 
 
@@ -82,18 +84,15 @@ class Chain:
     """
 
     def __init__(self, stages: Sequence[Stage], request: SamplerRequest, seed: int, choice: int = 0) -> None:
-        self._stages = tuple(stages)
         self._seed = seed
         self._choice = choice
-        self._samplers = [_started(stage, request) for stage in self._stages]
+        self._working = [(stage, _started(stage, request)) for stage in stages]
         self._accepting = [
-            (stage, sampler)
-            for stage, sampler in zip(self._stages, self._samplers, strict=True)
-            if getattr(sampler, "accept", None) is not None
+            (stage, sampler) for stage, sampler in self._working if getattr(sampler, "accept", None) is not None
         ]
         wide = [
             index
-            for index, (stage, sampler) in enumerate(zip(self._stages, self._samplers, strict=True))
+            for index, (stage, sampler) in enumerate(self._working)
             if getattr(stage.spec, "needs_vocab", False) or getattr(sampler, "needs_vocab", False)
         ]
         self._last_wide = wide[-1] if wide else -1  # up to this stage candidates are never compacted
@@ -103,6 +102,7 @@ class Chain:
         self._token_ids.flags.writeable = False
         self._shown_ids = self._token_ids.view()
         self._scratch = np.empty(width, dtype=np.float64)
+        self._few, self._few_ids = np.empty(_FEW, np.float32), np.empty(_FEW, np.int32)
 
     def sample(
         self,
@@ -122,9 +122,9 @@ class Chain:
         step = output_token_ids.size
         candidates, token_ids, num_left = self._candidates(logits, banned, step)
         shown_ids = self._shown_ids  # views: whoever holds an array that owns its memory can make it writable
-        for index, (stage, sampler) in enumerate(zip(self._stages, self._samplers, strict=True)):
+        for index, (stage, sampler) in enumerate(self._working):
             if index > self._last_wide and num_left < candidates.size:
-                candidates, token_ids = _compact(candidates, token_ids, num_left)
+                candidates, token_ids = self._compact(candidates, token_ids, num_left)
                 shown_ids = token_ids.view()
             removed = candidates == -np.inf if num_left < candidates.size else None
             state = _State(prompt_token_ids, output_token_ids, self._seed, self._choice, index)
@@ -137,11 +137,11 @@ class Chain:
                 raise SamplerError(_at(stage, fault, step))
             if removed is not None:
                 np.copyto(candidates, -np.inf, where=removed)  # what one stage removed, no later one brings back
-            num_left = select.count_candidates(candidates)
+            num_left = self._count(candidates, token_ids)
             if num_left <= 0:
                 raise SamplerError(_at(stage, _fault(candidates), step))
         if num_left < candidates.size:
-            candidates, token_ids = _compact(candidates, token_ids, num_left)
+            candidates, token_ids = self._compact(candidates, token_ids, num_left)
         if num_left == 1:
             token_id, logprob = int(token_ids[0]), 0.0
         else:
@@ -154,7 +154,7 @@ class Chain:
         """The row that the first stage sees, its ids, and how many of them are not removed: the tokenizer's ids but the
         banned ones."""
         candidates = logits[: self._num_ids]
-        num_left = select.count_candidates(candidates)
+        num_left = self._count(candidates, self._token_ids)
         if num_left <= 0:
             raise EngineError(f"the model {_fault(candidates)} at output token {step}; its weights may be damaged")
         width = self._token_ids.size
@@ -164,10 +164,31 @@ class Chain:
         if len(banned):
             ids = np.asarray(banned)
             candidates[ids[ids < width]] = -np.inf
-            num_left = select.count_candidates(candidates)
+            num_left = self._count(candidates, self._token_ids)
             if num_left == 0:
                 raise EngineError(f"no token is left to draw at output token {step}: all are banned")
         return candidates, self._token_ids, num_left
+
+    def _count(self, logits: Logits, token_ids: TokenIds) -> int:
+        """How many candidates are left; -1 if the row is unfit to draw from. `_compact` relies on it."""
+        whole = token_ids is self._token_ids
+        num_left: int = select.survey(logits, self._few, self._few_ids) if whole else select.count_candidates(logits)
+        return num_left
+
+    def _compact(self, logits: Logits, token_ids: TokenIds, num_left: int) -> tuple[Logits, TokenIds]:
+        """The candidates that are left, in the same order, after `_count` found num_left.
+
+        Ids own their memory and are read-only, so that no view that a sampler gets can be made writable.
+        """
+        if token_ids is self._token_ids and num_left <= _FEW:
+            left, left_ids = self._few[:num_left].copy(), self._few_ids[:num_left].copy()
+        else:
+            left, left_ids = np.empty(num_left, np.float32), np.empty(num_left, np.int32)
+            token_ids.flags.writeable = True  # kernels are compiled for writable arrays
+            select.compact(logits, token_ids, left, left_ids)
+            token_ids.flags.writeable = False
+        left_ids.flags.writeable = False
+        return left, left_ids
 
     def _accept(self, token_id: int, logprob: float, step: int) -> None:
         for stage, sampler in self._accepting:
@@ -198,18 +219,6 @@ def _fault(logits: Logits) -> str:
     if num_infinite := np.count_nonzero(logits == np.inf):
         return f"left +inf for {num_infinite} of {logits.size} candidates"
     return "removed every candidate"
-
-
-def _compact(logits: Logits, token_ids: TokenIds, num_left: int) -> tuple[Logits, TokenIds]:
-    """The candidates that are left, in the same order.
-
-    Ids own their memory and are read-only, so that no view that a sampler gets can be made writable.
-    """
-    left, left_ids = np.empty(num_left, np.float32), np.empty(num_left, np.int32)
-    token_ids.flags.writeable = True  # kernels are compiled for writable arrays
-    select.compact(logits, token_ids, left, left_ids)
-    token_ids.flags.writeable = left_ids.flags.writeable = False
-    return left, left_ids
 
 
 def _read_only(token_ids: TokenIds) -> TokenIds:

@@ -28,6 +28,7 @@ _MAGNITUDE = 0x7FFFFFFF  # of a float32: all bits but the sign
 _FEW = 4096
 """Rows up to this size are searched as they are; longer ones are cut down first."""
 _COLUMNS = 1024
+_BLOCK = 8 * CHUNK
 _HALVINGS = 8
 _ALMOST_ONE = 1 - 1e-9
 
@@ -97,11 +98,40 @@ def _last_bits(row: Logits, start: int, low: np.float32, high: np.float32) -> in
 @njit(inline=True)
 def _bits(row: Logits, start: int, low: np.float32, high: np.float32) -> int:
     """Which of the up to `CHUNK` values from `start` on have low <= value < high: bit i for row[start + i]."""
-    if start + CHUNK <= row.size:  # noqa: SIM108 (one return for Numba to inline)
+    if start + CHUNK <= row.size:
         bits = vector.bits_between(row, start, low, high)
     else:
         bits = _last_bits(row, start, low, high)
     return bits
+
+
+@njit(cached=True, nogil=False)
+def survey(row: Logits, values: Logits, indices: TokenIds) -> int:
+    """How many are above -inf; -1 if any is NaN or +inf. If `values` and `indices` have room for so many, these
+    candidates and their indices are copied there, in order."""
+    count = 0
+    for start in range(0, row.size, _BLOCK):
+        end = min(start + _BLOCK, row.size)
+        in_block = count_candidates(row[start:end])
+        if in_block < 0:
+            return -1
+        count += in_block
+        if in_block > 0 and count <= values.size:
+            _copy_candidates(row, start, end, values, indices, count - in_block)
+    return count
+
+
+@njit
+def _copy_candidates(row: Logits, first: int, end: int, values: Logits, indices: TokenIds, size: int) -> None:
+    """Copy the candidates among row[first:end] and their indices, from `size` on."""
+    for start in range(first, end, CHUNK):
+        bits = _bits(row, start, _LOWEST, _INF)
+        while bits:
+            i = start + vector.lowest_bit(bits)
+            bits &= bits - np.uint32(1)
+            values[size] = row[i]
+            indices[size] = i
+            size += 1
 
 
 @njit(cached=True, nogil=False)
@@ -405,6 +435,7 @@ def compile_steps() -> list[CompileStep]:
     int64, float64 = types.int64, types.float64
     return [
         function_step(count_candidates, (row,)),
+        function_step(survey, (row, row, ids)),
         function_step(compact, (row, ids, row, ids)),
         function_step(keep_first_largest, (row,)),
         function_step(keep_ratio, (row, float64)),
