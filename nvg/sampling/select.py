@@ -27,7 +27,6 @@ _INF = np.float32(np.inf)
 _MAGNITUDE = 0x7FFFFFFF  # of a float32: all bits but the sign
 _FEW = 4096
 """Rows up to this size are searched as they are; longer ones are cut down first."""
-_COLUMNS = 1024
 _BLOCK = 8 * CHUNK
 _HALVINGS = 8
 _ALMOST_ONE = 1 - 1e-9
@@ -220,17 +219,18 @@ def _filled(size: int, value: np.float32) -> Logits:
 
 
 @njit
-def _where_between(row: Logits, low: np.float32, high: np.float32) -> TokenIds:
-    """The indices of the values with low <= value < high."""
-    found = np.empty(row.size, np.int32)  # memory that stays untouched costs nothing
-    size = 0
-    for start in range(0, row.size, CHUNK):
+def _append_between(
+    row: Logits, first: int, end: int, low: np.float32, high: np.float32, found: TokenIds, size: int
+) -> int:
+    """Write the indices of the values of row[first:end] with low <= value < high to `found` from `size` on; returns
+    where they end. first: a multiple of CHUNK; end: another, or the row's."""
+    for start in range(first, end, CHUNK):
         bits = _bits(row, start, low, high)
         while bits:
             found[size] = start + vector.lowest_bit(bits)
             bits &= bits - np.uint32(1)
             size += 1
-    return found[:size]
+    return size
 
 
 @njit
@@ -245,17 +245,36 @@ def _taken(row: Logits, indices: TokenIds, filler: np.float32) -> Logits:
 @njit
 def _can_bound(size: int, k: int) -> bool:
     """Whether `_reaching_bound` cuts a row down."""
-    return size > _FEW and 2 * k <= _COLUMNS
+    return size > _FEW and 2 * k * CHUNK <= size
 
 
 @njit
 def _reaching_bound(row: Logits, k: int) -> tuple[np.float32, TokenIds, Logits]:
     """(bound, indices, values) of a few values that the k largest are among, all that are at least `bound`; values are
     filled up with -inf."""
-    # Each of the k largest column maxima is an element: so many are at least as large as the k-th of them.
-    bound = _search(_column_maxima(row), k, -_INF)
-    indices = _where_between(row, bound, _INF)
-    return bound, indices, _taken(row, indices, -_INF)
+    # Each of the k largest maxima of blocks is an element: so many are at least as large as the k-th of them.
+    block = _BLOCK if 2 * k * _BLOCK <= row.size else CHUNK
+    maxima = _block_maxima(row, block)
+    bound = _search(maxima, k, -_INF)
+    found = np.empty(row.size, np.int32)  # memory that stays untouched costs nothing
+    size = 0
+    for start in range(0, row.size, block):
+        if maxima[start // block] >= bound:
+            size = _append_between(row, start, min(start + block, row.size), bound, _INF, found, size)
+    return bound, found[:size], _taken(row, found[:size], -_INF)
+
+
+@njit
+def _block_maxima(row: Logits, block: int) -> Logits:
+    """The largest of each `block` elements, a multiple of CHUNK; filled up with -inf."""
+    maxima = _filled(_padded((row.size + block - 1) // block), -_INF)
+    whole = row.size // CHUNK
+    for start in range(0, whole, block // CHUNK):
+        num_chunks = min(block // CHUNK, whole - start)
+        maxima[start * CHUNK // block] = vector.largest(row, start * CHUNK, num_chunks, -_INF)
+    for i in range(whole * CHUNK, row.size):
+        maxima[i // block] = max(maxima[i // block], row[i])
+    return maxima
 
 
 @njit(cached=True, nogil=False)
@@ -286,18 +305,6 @@ def keep_largest(row: Logits, k: int) -> None:
 
 
 @njit
-def _column_maxima(row: Logits) -> Logits:
-    """The largest of each column of the row, laid out as a matrix of `_COLUMNS` columns."""
-    maxima = _filled(_COLUMNS, -_INF)
-    whole = row.size // _COLUMNS * _COLUMNS
-    for start in range(0, whole, _COLUMNS):
-        vector.fold_largest(row, start, _COLUMNS // CHUNK, maxima)
-    for i in range(whole, row.size):
-        maxima[i - whole] = max(maxima[i - whole], row[i])
-    return maxima
-
-
-@njit
 def _search(values: Logits, k: int, low: np.float32) -> np.float32:
     """The k-th largest, which is at least `low`: bit by bit, counting."""
     reached, missed = _key(low), _key(_INF)
@@ -319,9 +326,9 @@ def _in_order(sums: Float64) -> float:
 
 
 @njit
-def _mass(row: Logits, weights: Logits, bound: np.float32) -> float:
-    """The weight of the values that are at least `bound`."""
-    sums = np.zeros(LANES)
+def _mass(row: Logits, weights: Logits, bound: np.float32, sums: Float64) -> float:
+    """The weight of the values that are at least `bound`; sums: float64 (LANES,), overwritten."""
+    sums[:] = 0
     whole = row.size // LANES
     vector.add_reaching(row, weights, whole, bound, sums)
     for i in range(whole * LANES, row.size):
@@ -359,7 +366,8 @@ def nucleus(row: Logits, p: float) -> tuple[np.float32, int]:
             halvings -= 1
             if not halvings or not low < middle < high:
                 halvings = 0
-                indices = _where_between(row, low, high)
+                indices = np.empty(row.size, np.int32)
+                indices = indices[: _append_between(row, 0, row.size, low, high, indices, 0)]
                 values, weights = _taken(row, indices, -_INF), _taken(weights, indices, np.float32(0))
                 outside = mass
                 continue
@@ -368,7 +376,7 @@ def nucleus(row: Logits, p: float) -> tuple[np.float32, int]:
             if missed - reached <= 1:
                 break
             middle = _value((reached + missed) >> 1)
-        middle_mass = outside + _mass(values, weights, middle)
+        middle_mass = outside + _mass(values, weights, middle, sums)
         if middle_mass >= target:
             low = middle
         else:

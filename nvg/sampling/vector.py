@@ -141,22 +141,6 @@ def lowest_bit(typingctx, bits):
     return types.int64(types.uint32), codegen
 
 
-@intrinsic
-def fold_largest(typingctx, row, offset, num_chunks, maxima):
-    """maxima[i] = max(maxima[i], row[offset + i]) for `num_chunks` chunks: float32."""
-
-    def codegen(context, builder, sig, args):
-        emit = Emitter(builder, CHUNK)
-        data = array_data(context, builder, sig.args[0], args[0], args[1])
-        best = array_data(context, builder, sig.args[3], args[3], ir.Constant(I64, 0))
-        with _chunks(builder, args[2], CHUNK) as (index, _):
-            pointer = emit.offset(best, index)
-            emit.store(emit.max(emit.load(emit.offset(data, index)), emit.load(pointer)), pointer)
-        return context.get_dummy_value()
-
-    return _for_rows(row, types.void(row, types.int64, types.int64, maxima), codegen)
-
-
 def _load_wide(builder, pointer):
     return builder.load(builder.bitcast(pointer, _WIDE.as_pointer()), align=8)
 
