@@ -136,12 +136,12 @@ def _copy_candidates(row: Logits, first: int, end: int, values: Logits, indices:
 @njit(cached=True, nogil=False)
 def compact(row: Logits, token_ids: TokenIds, out: Logits, out_ids: TokenIds) -> None:
     """Copy the candidates above -inf and their ids, in order, into `out` and `out_ids`, which have that size."""
-    size = 0
-    for start in range(0, row.size, CHUNK):
-        bits = _bits(row, start, _LOWEST, _INF)
-        while bits:
-            i = start + vector.lowest_bit(bits)
-            bits &= bits - np.uint32(1)
+    size, start = 0, 0
+    while start + LANES <= row.size and size + LANES <= out.size:
+        size = vector.compress(row, token_ids, start, _LOWEST, out, out_ids, size)
+        start += LANES
+    for i in range(start, row.size):
+        if row[i] >= _LOWEST and size < out.size:
             out[size] = row[i]
             out_ids[size] = token_ids[i]
             size += 1

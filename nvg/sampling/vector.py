@@ -141,6 +141,33 @@ def lowest_bit(typingctx, bits):
     return types.int64(types.uint32), codegen
 
 
+@intrinsic
+def compress(typingctx, row, ids, offset, low, out, out_ids, size):
+    """Write those of `LANES` values from `offset` on that are at least `low`, and their ids, to `out` and `out_ids`
+    from `size` on, which have room for `LANES` more; returns where they end."""
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder, LANES)
+
+        def at(number, offset):
+            return array_data(context, builder, sig.args[number], args[number], offset)
+
+        offset, size = args[2], args[6]
+        values, numbers = emit.load(at(0, offset)), emit.load_words(at(1, offset))
+        mask = builder.fcmp_ordered(">=", values, emit.splat(args[3]))
+        for number, lanes, kind in ((4, values, "f32"), (5, numbers, "i32")):
+            function_type = ir.FunctionType(lanes.type, [lanes.type, mask.type, lanes.type])
+            name = f"llvm.experimental.vector.compress.v{LANES}{kind}"
+            function = cgutils.get_or_insert_function(builder.module, function_type, name)
+            packed = builder.call(function, (lanes, mask, ir.Constant(lanes.type, ir.Undefined)))
+            emit.store(packed, at(number, size))
+        count = builder.ctpop(builder.bitcast(mask, ir.IntType(LANES)))
+        return builder.add(size, builder.zext(count, I64))
+
+    signature = types.int64(row, ids, types.int64, types.float32, out, out_ids, types.int64)
+    return _for_rows(row, signature, codegen)
+
+
 def _load_wide(builder, pointer):
     return builder.load(builder.bitcast(pointer, _WIDE.as_pointer()), align=8)
 
