@@ -28,8 +28,8 @@ def row_block_product(dtype: str) -> Any:
     """The compiled function (a, lda, num_rows, b, c, ldc, steps, mode, bias, next_panel): up to ROW_BLOCK rows times
     one whole panel of `dtype`, all arguments int64, addresses and distances in bytes.
 
-    The panel goes through the first-level cache piece by piece; what lies as far behind `next_panel` as the piece
-    behind `b` is fetched meanwhile (0: nothing).
+    Few rows stream the panel, fetching what is a little ahead. Of more rows all pass a piece of it, which stays in the
+    first-level cache, while the next piece is fetched, at last that of `next_panel` (0: nothing is fetched).
     """
     multiply_panel = panel_product(dtype, prefetches=True)
     high = heights(dtype)[0]
@@ -42,11 +42,16 @@ def row_block_product(dtype: str) -> Any:
     def multiply(a, lda, num_rows, b, c, ldc, steps, mode, bias, next_panel):
         num_tiles = (num_rows + high - 1) // high * (PANEL // TILE_COLUMNS)
         lines = 0 if next_panel == 0 else (step_lines + num_tiles - 1) // num_tiles
-        piece = steps if num_rows <= high else piece_steps
+        num_pieces = 1 if num_rows <= _FEW_ROWS else (steps + piece_steps - 1) // piece_steps
+        piece = (steps + num_pieces - 1) // num_pieces
         for start in range(0, steps, piece):
             count = min(piece, steps - start)
-            # Few rows stream weights, and what is near is fetched in time; many rows stay with a panel meanwhile.
-            fetch = b + _STREAM_AHEAD if num_rows <= _FEW_ROWS else next_panel + start * b_step
+            if num_rows <= _FEW_ROWS:
+                fetch = b + _STREAM_AHEAD
+            elif start + piece < steps:
+                fetch = b + (start + piece) * b_step
+            else:
+                fetch = next_panel
             multiply_panel(
                 a + start * a_step, lda, num_rows, b + start * b_step, c, ldc,
                 count, mode if start == 0 else FROM_C, bias, fetch, fetch + count * b_step, lines,
