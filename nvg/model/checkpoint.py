@@ -5,6 +5,7 @@ Files are read, never mapped: a mapped file that is cut while in use kills the p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -56,15 +57,17 @@ class Checkpoint:
     Raises CheckpointError for files that are missing, damaged, or contradict the config.
     """
 
+    directory: Path
     config: ModelConfig
     warnings: list[str]
     """Lines for the user about what was found and is not used."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self._directory = Path(directory)
+        self.directory = Path(directory)
         self.config = read_config(directory)
         self.warnings = []
         self._files = ExitStack()
+        self._headers: list[tuple[IO[bytes], str]] = []
         try:
             found = self._find_tensors()
             self._tensors = self._check(found)
@@ -80,6 +83,17 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor of `names`."""
         return self._tensors[name].shape
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what the weights come from: where they are, the config, and each file's header, size, inode and
+        times as they are now. As long as it is the same, nobody wrote to the files."""
+        facts: list[object] = [self.config, os.path.realpath(self.directory)]
+        for file, header in self._headers:
+            status = os.fstat(file.fileno())
+            times = (status.st_mtime_ns, status.st_ctime_ns)  # of these, nobody can set the second
+            facts.append((os.path.basename(file.name), header, status.st_size, status.st_ino, *times))
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def read(self, name: str, out: Float32 | None = None) -> Float32:
         """A tensor's values as float32, C-contiguous, in `out` where given (float32, contiguous, of that shape).
@@ -146,7 +160,7 @@ class Checkpoint:
     def _find_tensors(self) -> dict[str, _Stored]:
         """All tensors of all files, by canonical name."""
         found: dict[str, _Stored] = {}
-        for path in _weight_files(self._directory):
+        for path in _weight_files(self.directory):
             for name, stored in self._open(path).items():
                 canonical = name.removeprefix(_PREFIX)
                 if canonical in found:
@@ -172,7 +186,9 @@ class Checkpoint:
                 pass  # safetensors' own checks of the header: sizes, offsets, no holes, no overlaps
             header_size = int.from_bytes(start[:8], "little")
             file.seek(8)
-            header = json.loads(_read_exactly(file, header_size))
+            header_bytes = _read_exactly(file, header_size)
+            self._headers.append((file, hashlib.sha256(header_bytes).hexdigest()))
+            header = json.loads(header_bytes)
         except OSError as error:
             raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
         except (SafetensorError, ValueError) as error:
@@ -196,7 +212,7 @@ class Checkpoint:
                 missing = [other for other in asked if other not in found]
                 more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
                 raise CheckpointError(
-                    f"{self._directory}: the weights have no tensor {name}{more}, which config.json asks for "
+                    f"{self.directory}: the weights have no tensor {name}{more}, which config.json asks for "
                     f"(n_layer {self.config.n_layer}, tie_word_embeddings {self.config.tie_word_embeddings})"
                 )
             self._check_tensor(name, stored, dims)
@@ -226,7 +242,7 @@ class Checkpoint:
             layer = _LAYER.match(name)
             if layer and int(layer[1]) >= self.config.n_layer:
                 raise CheckpointError(
-                    f"{self._directory}: the weights have a tensor {shown(name)}, but config.json has n_layer "
+                    f"{self.directory}: the weights have a tensor {shown(name)}, but config.json has n_layer "
                     f"{self.config.n_layer}: layers must be 0 to {self.config.n_layer - 1}"
                 )
             if not _MASK.fullmatch(name) and name != "lm_head.weight":
@@ -234,7 +250,7 @@ class Checkpoint:
         if unused:
             some = ", ".join(shown(name) for name in unused[:3]) + (", ..." if len(unused) > 3 else "")
             self.warnings.append(
-                f"{self._directory}: the weights have {len(unused)} tensors that GPT-2 does not use, ignored: {some}"
+                f"{self.directory}: the weights have {len(unused)} tensors that GPT-2 does not use, ignored: {some}"
             )
 
     def _read_into(self, stored: _Stored, array: npt.NDArray[Any], name: str) -> None:

@@ -12,6 +12,7 @@ from nvg.kernels.forward import LAYER_PARAMETERS
 from nvg.kernels.pack import BLOCK_BYTES, PACK_CONTEXT, pack
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import ModelConfig
+from nvg.runtime.arena import Arena
 from nvg.runtime.team import Team
 
 _ALIGNMENT = 64  # bytes: panels begin with a cache line
@@ -23,6 +24,19 @@ def round32(n: int) -> int:
     return (n + 31) // 32 * 32
 
 
+class Layout:
+    """Where each parameter of a checkpoint lies in an arena, matrices packed as `dtype`; offsets are in bytes."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: str) -> None:
+        self.dtype = dtype
+        self.offsets: dict[str, int] = {}
+        self.size = 0
+        for name in checkpoint.names:
+            self.offsets[name] = self.size
+            stored = _stored_bytes(name, checkpoint.shape(name), dtype)
+            self.size += -(-stored // _ALIGNMENT) * _ALIGNMENT
+
+
 @dataclass(frozen=True)
 class PackedWeights:
     """All of a model's parameters in one arena; offsets are in bytes."""
@@ -32,27 +46,29 @@ class PackedWeights:
     offsets: dict[str, int]
     """Of wpe.weight, ln_f.weight, ln_f.bias, head and embedding (the head itself where it is tied)."""
 
+    @classmethod
+    def of(cls, config: ModelConfig, layout: Layout, arena: Bytes) -> PackedWeights:
+        """Of an arena that has been filled as `layout` says."""
+        offsets = layout.offsets
+        head = "wte.weight" if config.tie_word_embeddings else "lm_head.weight"
+        layers = [[offsets[f"h.{i}.{parameter}"] for parameter in LAYER_PARAMETERS] for i in range(config.n_layer)]
+        others = {name: offsets[name] for name in ("wpe.weight", "ln_f.weight", "ln_f.bias")}
+        return cls(
+            arena,
+            np.array(layers, np.int64).reshape(config.n_layer, len(LAYER_PARAMETERS)),
+            {**others, "head": offsets[head], "embedding": offsets["wte.weight"]},
+        )
 
-def pack_weights(config: ModelConfig, checkpoint: Checkpoint, dtype: str, team: Team) -> PackedWeights:
-    """Read every tensor of `checkpoint` into a packed arena, matrices as `dtype`."""
-    head = "wte.weight" if config.tie_word_embeddings else "lm_head.weight"
-    offsets: dict[str, int] = {}
-    size = 0
-    for name in checkpoint.names:
-        offsets[name] = size
-        size += -(-_stored_bytes(name, checkpoint.shape(name), dtype) // _ALIGNMENT) * _ALIGNMENT
-    arena = _aligned_empty(size)
+
+def pack_weights(checkpoint: Checkpoint, layout: Layout, team: Team) -> Arena:
+    """Read every tensor of `checkpoint` into an arena of `layout`."""
+    arena = Arena(layout.size)
     blocks = np.empty(BLOCK_BYTES * team.num_threads, np.uint8)
     for name in checkpoint.names:
-        stored = _stored_bytes(name, checkpoint.shape(name), dtype)
-        _fill(arena[offsets[name] : offsets[name] + stored], name, checkpoint, dtype, team, blocks)
-    layers = [[offsets[f"h.{i}.{parameter}"] for parameter in LAYER_PARAMETERS] for i in range(config.n_layer)]
-    others = {name: offsets[name] for name in ("wpe.weight", "ln_f.weight", "ln_f.bias")}
-    return PackedWeights(
-        arena,
-        np.array(layers, np.int64).reshape(config.n_layer, len(LAYER_PARAMETERS)),
-        {**others, "head": offsets[head], "embedding": offsets["wte.weight"]},
-    )
+        first = layout.offsets[name]
+        stored = _stored_bytes(name, checkpoint.shape(name), layout.dtype)
+        _fill(arena.bytes[first : first + stored], name, checkpoint, layout.dtype, team, blocks)
+    return arena
 
 
 def _is_packed(name: str, shape: tuple[int, ...]) -> bool:
@@ -94,9 +110,3 @@ def _fill(packed: Bytes, name: str, checkpoint: Checkpoint, dtype: str, team: Te
             blocks.ctypes.data,
         )  # fmt: skip
         team.run(job.address, context.ctypes.data)
-
-
-def _aligned_empty(size: int) -> Bytes:
-    buffer = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % _ALIGNMENT
-    return buffer[start : start + size]

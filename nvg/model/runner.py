@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nvg.errors import AbortedError
-from nvg.kernels import layers
+from nvg.kernels import checksum, layers
 from nvg.kernels.attention import QUERY_ROWS
 from nvg.kernels.formats import PANEL, operand_bytes, panel_bytes, steps_of
 from nvg.kernels.forward import CONTEXT, forward
@@ -19,7 +19,8 @@ from nvg.kernels.pack import pack
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import ModelConfig
 from nvg.model.contract import Batch, Float32, Int32
-from nvg.model.packing import pack_weights, round32
+from nvg.model.packed_cache import CachedWeights
+from nvg.model.packing import Layout, PackedWeights, round32
 from nvg.params import EngineConfig
 from nvg.runtime import team as team_module
 from nvg.runtime.compile_cache import CompileStep, Report, prepare
@@ -43,6 +44,7 @@ def compile_steps(dtype: str = EngineConfig.dtype, kv_dtype: str | None = None) 
     """All that must be compiled before a GPT-2 can run with weights of `dtype`; kv_dtype None follows it."""
     return [
         *team_module.compile_steps(),
+        *checksum.compile_steps(),
         pack(dtype).step(),
         forward(dtype, kv_dtype or default_kv_dtype(dtype)).step(),
     ]
@@ -72,7 +74,9 @@ class GPT2Runner:
         self.max_logits_rows = max(_LOGITS_ROWS, engine_config.max_num_seqs)
         self._team = Team(engine_config.threads or default_threads())
         try:
-            self._weights = pack_weights(config, checkpoint, self.dtype, self._team)
+            layout = Layout(checkpoint, self.dtype)
+            self._cached = CachedWeights(checkpoint, layout, self._team)
+            self._weights = PackedWeights.of(config, layout, self._cached.arena)
         except BaseException:
             self._team.close()
             raise
@@ -214,7 +218,8 @@ class GPT2Runner:
         self._meeting[ABORT] = 1
 
     def close(self) -> None:
-        """End the threads and free the memory."""
+        """End the threads, free the memory, and keep packed weights that the cache doesn't have yet."""
         self._team.close()
+        self._cached.close()
         self._pool = np.empty((0, 0), np.uint8)
         self._buffers.clear()
