@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,6 @@ _PREFIX = "transformer."  # GPT2LMHeadModel writes it, GPT2Model does not
 _LAYER = re.compile(r"h\.(0|[1-9][0-9]{0,8})\.")
 _MASK = re.compile(r"h\.[0-9]+\.attn\.(masked_)?bias")  # the causal mask, stored by old versions of transformers
 _CHUNK_BYTES = 2**20  # read, converted and checked while it is in cache
-_PIECE_BYTES = 2**23
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -52,7 +51,7 @@ class Checkpoint:
 
     Opening reads headers only, and checks every name, shape and dtype against config.json. Tensors have their
     canonical names: Hugging Face's without the prefix `transformer.`; Conv1D weights are (in, out). Use it in a
-    `with`, from one thread.
+    `with`; several threads may read.
 
     Raises CheckpointError for files that are missing, damaged, or contradict the config.
     """
@@ -67,6 +66,7 @@ class Checkpoint:
         self.config = read_config(directory)
         self.warnings = []
         self._files = ExitStack()
+        self._lock = threading.Lock()
         self._headers: list[tuple[IO[bytes], str]] = []
         try:
             found = self._find_tensors()
@@ -106,38 +106,25 @@ class Checkpoint:
             out = np.empty(stored.shape, np.float32)
         elif out.shape != stored.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise ValueError(f"out for {name} must be float32, C-contiguous, of shape {stored.shape}")
-        stored.file.seek(stored.offset)
-        self._read_values(stored, name, out.reshape(-1))
+        self._read_values(stored, name, 0, out.reshape(-1))
         return out
 
-    def pieces(self, name: str) -> Iterator[tuple[int, Float32]]:
-        """A matrix some rows at a time: (first row, values), the same memory each time.
+    def read_rows(self, name: str, first_row: int, out: Float32) -> None:
+        """Rows of a matrix from `first_row` on, as many as `out` (float32, C-contiguous, (rows, columns)) has."""
+        self._read_values(self._tensors[name], name, first_row * out.shape[1], out.reshape(-1))
 
-        All pieces but the last have the same number of rows, a multiple of 32; together about 8 MB.
-        """
-        stored = self._tensors[name]
-        num_rows, width = stored.shape
-        step = max(1, _PIECE_BYTES // (4 * width * 32)) * 32
-        values = np.empty((min(step, num_rows), width), np.float32)
-        itemsize = DTYPES[stored.dtype].itemsize
-        for first in range(0, num_rows, step):
-            rows = values[: min(step, num_rows - first)]
-            stored.file.seek(stored.offset + first * width * itemsize)
-            self._read_values(stored, name, rows.reshape(-1))
-            yield first, rows
-
-    def _read_values(self, stored: _Stored, name: str, flat: Float32) -> None:
-        """Read from where the file is, convert to float32, refuse what is not finite."""
+    def _read_values(self, stored: _Stored, name: str, first: int, flat: Float32) -> None:
+        """Elements from number `first` on: read, convert to float32, refuse what is not finite."""
         carrier = DTYPES[stored.dtype]
         step = _CHUNK_BYTES // carrier.itemsize
-        raw = np.empty(min(step, flat.size), carrier)
         for start in range(0, flat.size, step):
             part = flat[start : start + step]
+            offset = stored.offset + (first + start) * carrier.itemsize
             if stored.dtype == "F32":
-                self._read_into(stored, part, name)
+                self._read_into(stored, offset, part, name)
             else:
-                bits = raw[: part.size]
-                self._read_into(stored, bits, name)
+                bits = np.empty(part.size, carrier)
+                self._read_into(stored, offset, bits, name)
                 if stored.dtype == "BF16":  # the upper half of a float32
                     np.left_shift(bits, 16, out=part.view(np.uint32), dtype=np.uint32)
                 else:
@@ -253,14 +240,21 @@ class Checkpoint:
                 f"{self.directory}: the weights have {len(unused)} tensors that GPT-2 does not use, ignored: {some}"
             )
 
-    def _read_into(self, stored: _Stored, array: npt.NDArray[Any], name: str) -> None:
+    def _read_into(self, stored: _Stored, offset: int, array: npt.NDArray[Any], name: str) -> None:
         view = array.view(np.uint8).data
         done = 0
         while done < len(view):
-            count = stored.file.readinto(view[done:])  # type: ignore[attr-defined]
+            count = self._read_at(stored.file, offset + done, view[done:])
             if not count:
                 raise CheckpointError(f"{stored.file.name} became shorter while the tensor {name} was read from it")
             done += count
+
+    def _read_at(self, file: IO[bytes], offset: int, view: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(file.fileno(), [view], offset)
+        with self._lock:  # threads share the position
+            file.seek(offset)
+            return int(file.readinto(view))  # type: ignore[attr-defined]
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytes:

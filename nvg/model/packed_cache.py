@@ -29,7 +29,6 @@ from nvg.model.packing import Bytes, Layout, pack_weights
 from nvg.runtime import cpu
 from nvg.runtime.arena import HUGE_PAGE, Arena
 from nvg.runtime.compile_cache import sources_digest
-from nvg.runtime.team import Team
 
 SMALLEST_BYTES = 64_000_000
 """Of a model's parameters as float32: fewer are packed about as fast as a file is looked for and checked."""
@@ -43,18 +42,18 @@ class CachedWeights:
     """Filled as the layout says; perhaps read-only."""
     is_from_cache: bool
 
-    def __init__(self, checkpoint: Checkpoint, layout: Layout, team: Team) -> None:
+    def __init__(self, checkpoint: Checkpoint, layout: Layout, num_threads: int) -> None:
         """Raises CheckpointError, MemoryError, ParameterError."""
         self._file = _file_for(checkpoint, layout)
-        self._num_threads = team.num_threads
+        self._num_threads = num_threads
         self._unkept: Arena | None = None
         self._process = os.getpid()
-        mapped = self._file.load(team.num_threads) if self._file else None
+        mapped = self._file.load(num_threads) if self._file else None
         self.is_from_cache = mapped is not None
         if mapped is not None:
             self.arena = mapped
             return
-        packed = pack_weights(checkpoint, layout, team)
+        packed = pack_weights(checkpoint, layout, num_threads)
         self.arena = packed.bytes
         if self._file and self._file.source == _source(checkpoint):  # it did not change meanwhile
             self._unkept = packed

@@ -139,7 +139,7 @@ _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 def open_own(path: Path) -> BinaryIO:
-    """Open to read, unbuffered. Raises OSError unless it is a regular file of this user, which nobody else may write."""
+    """Open to read, unbuffered. Raises OSError unless it is a regular file, of this user, that no other can write."""
     file = open(os.open(path, os.O_RDONLY | _FLAGS), "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
     if not _is_own(os.fstat(file.fileno())):
         file.close()

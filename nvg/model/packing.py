@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +17,9 @@ from nvg.kernels.pack import BLOCK_BYTES, PACK_CONTEXT, pack
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import ModelConfig
 from nvg.runtime.arena import Arena
-from nvg.runtime.team import Team
 
 _ALIGNMENT = 64  # bytes: panels begin with a cache line
+_PIECE_BYTES = 2**20
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -60,15 +64,74 @@ class PackedWeights:
         )
 
 
-def pack_weights(checkpoint: Checkpoint, layout: Layout, team: Team) -> Arena:
-    """Read every tensor of `checkpoint` into an arena of `layout`."""
+def pack_weights(checkpoint: Checkpoint, layout: Layout, num_threads: int) -> Arena:
+    """Read every tensor of `checkpoint` into an arena of `layout`.
+
+    Threads take pieces of tensors in turn and do all the work on each, which stays in a core's own cache meanwhile.
+    """
     arena = Arena(layout.size)
-    blocks = np.empty(BLOCK_BYTES * team.num_threads, np.uint8)
-    for name in checkpoint.names:
-        first = layout.offsets[name]
-        stored = _stored_bytes(name, checkpoint.shape(name), layout.dtype)
-        _fill(arena.bytes[first : first + stored], name, checkpoint, layout.dtype, team, blocks)
+    pieces = deque(_pieces(checkpoint, layout, arena.bytes))
+    with ThreadPoolExecutor(num_threads) as pool:
+        workers = [pool.submit(_pack_pieces, pieces, checkpoint, layout.dtype) for _ in range(num_threads)]
+        try:
+            for worker in workers:
+                worker.result()
+        finally:
+            pieces.clear()  # after an error, or Ctrl-C, nobody goes on
     return arena
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a tensor, and where all of it goes."""
+
+    name: str
+    rows: range
+    packed: Bytes
+
+
+def _pieces(checkpoint: Checkpoint, layout: Layout, arena: Bytes) -> Iterator[_Piece]:
+    for name, first in layout.offsets.items():
+        shape = checkpoint.shape(name)
+        packed = arena[first : first + _stored_bytes(name, shape, layout.dtype)]
+        step = max(1, _PIECE_BYTES // (4 * shape[1] * 32)) * 32 if _is_packed(name, shape) else shape[0]
+        for row in range(0, shape[0], step):
+            yield _Piece(name, range(row, min(row + step, shape[0])), packed)
+
+
+def _pack_pieces(pieces: deque[_Piece], checkpoint: Checkpoint, dtype: str) -> None:
+    """Take pieces until none is left."""
+    values = np.empty(0, np.float32)
+    block = np.empty(BLOCK_BYTES, np.uint8)
+    job = pack(dtype).function
+    context = np.zeros(1, PACK_CONTEXT)
+    while pieces:
+        try:
+            piece = pieces.popleft()
+        except IndexError:  # another thread was faster
+            return
+        shape = checkpoint.shape(piece.name)
+        if not _is_packed(piece.name, shape):
+            _copy(piece, checkpoint)
+            continue
+        size = len(piece.rows) * shape[1]
+        if values.size < size:
+            values = np.empty(size, np.float32)
+        checkpoint.read_rows(piece.name, piece.rows[0], values[:size].reshape(-1, shape[1]))
+        k, n = _inner_and_columns(piece.name, shape)
+        context[0] = (
+            values.ctypes.data, len(piece.rows), shape[1], piece.rows[0], _is_rows_of_tokens(piece.name), k, n,
+            piece.packed.ctypes.data, block.ctypes.data,
+        )  # fmt: skip
+        job(context.ctypes.data, 0, 1)
+
+
+def _copy(piece: _Piece, checkpoint: Checkpoint) -> None:
+    values = piece.packed.view(np.float32)
+    shape = checkpoint.shape(piece.name)
+    size = math.prod(shape)
+    checkpoint.read(piece.name, values[:size].reshape(shape))
+    values[size:] = 0
 
 
 def _is_packed(name: str, shape: tuple[int, ...]) -> bool:
@@ -88,25 +151,6 @@ def _inner_and_columns(name: str, shape: tuple[int, ...]) -> tuple[int, int]:
 def _stored_bytes(name: str, shape: tuple[int, ...], dtype: str) -> int:
     if not _is_packed(name, shape):
         # a bias is read up to the end of its last panel, where it is 0
-        return 4 * (round32(shape[0]) if len(shape) == 1 else int(np.prod(shape)))
+        return 4 * (round32(shape[0]) if len(shape) == 1 else math.prod(shape))
     k, n = _inner_and_columns(name, shape)
     return round32(n) // 32 * panel_bytes(dtype, k)
-
-
-def _fill(packed: Bytes, name: str, checkpoint: Checkpoint, dtype: str, team: Team, blocks: Bytes) -> None:
-    shape = checkpoint.shape(name)
-    if not _is_packed(name, shape):
-        values = packed.view(np.float32)
-        size = int(np.prod(shape))
-        checkpoint.read(name, values[:size].reshape(shape))
-        values[size:] = 0
-        return
-    k, n = _inner_and_columns(name, shape)
-    job = pack(dtype)
-    for first_row, rows in checkpoint.pieces(name):
-        context = np.zeros(1, PACK_CONTEXT)
-        context[0] = (
-            rows.ctypes.data, rows.shape[0], shape[1], first_row, _is_rows_of_tokens(name), k, n, packed.ctypes.data,
-            blocks.ctypes.data,
-        )  # fmt: skip
-        team.run(job.address, context.ctypes.data)

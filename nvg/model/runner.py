@@ -75,7 +75,7 @@ class GPT2Runner:
         self._team = Team(engine_config.threads or default_threads())
         try:
             layout = Layout(checkpoint, self.dtype)
-            self._cached = CachedWeights(checkpoint, layout, self._team)
+            self._cached = CachedWeights(checkpoint, layout, self.num_threads)
             self._weights = PackedWeights.of(config, layout, self._cached.arena)
         except BaseException:
             self._team.close()

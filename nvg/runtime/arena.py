@@ -13,7 +13,7 @@ HUGE_PAGE = 2 << 20
 """Bytes of one where pages have 4 KB; elsewhere a number like any other."""
 _SLOW_S = 0.0005
 """More CPU time than small pages take for the same bytes."""
-_MOST_SLOW_S = 0.05
+_MOST_SLOW_S = 0.02
 
 
 class Arena:
@@ -21,7 +21,7 @@ class Arena:
 
     Huge pages make reading it a few per cent faster. They are quick to get, too, but not always: a virtual machine's
     host takes back large blocks that lie free, and to bring 2 MB again can cost 5 ms. So they are asked for one by one,
-    until 50 ms were lost to slow ones; what is left then comes in small pages when it is first touched.
+    until 20 ms were lost to slow ones; what is left then comes in small pages when it is first touched.
 
     Raises MemoryError.
     """

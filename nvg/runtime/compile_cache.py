@@ -10,6 +10,7 @@ costs a recompilation and one warning, never the run.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import pickle
@@ -38,6 +39,7 @@ from nvg.runtime.caches import cache_root, make_private
 
 Report = Callable[[str], None]
 _WAITING = "another process is compiling them; waiting for it ..."
+_JOB_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -232,6 +234,12 @@ class Job:
             self._ready = True
         address: int = self._cfunc.address
         return address
+
+    @property
+    def function(self) -> Callable[[int, int, int], None]:
+        """The job itself, for a thread on its own; the GIL is released while it runs."""
+        address = self.address
+        return _JOB_FUNCTION(address)
 
     def step(self) -> CompileStep:
         """This job's compilation, for `prepare`."""
