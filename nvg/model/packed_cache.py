@@ -27,12 +27,13 @@ from nvg.model import packed_files
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.packing import Bytes, Layout, pack_weights
 from nvg.runtime import cpu
-from nvg.runtime.arena import HUGE_PAGE, Arena
+from nvg.runtime.arena import HUGE_PAGE, PATIENCE_S, Arena, Patience
 from nvg.runtime.compile_cache import sources_digest
 
 SMALLEST_BYTES = 64_000_000
 """Of a model's parameters as float32: fewer are packed about as fast as a file is looked for and checked."""
-_PIECE_BYTES = 4 * HUGE_PAGE
+_LARGE_PIECE_BYTES = 4 * HUGE_PAGE
+_SMALL_PIECE_BYTES = 2**16
 
 
 class CachedWeights:
@@ -53,7 +54,9 @@ class CachedWeights:
         if mapped is not None:
             self.arena = mapped
             return
-        packed = pack_weights(checkpoint, layout, num_threads)
+        # Weights that are made up are there to measure speed with: what it is from the second run on.
+        packed = Arena(layout.size, PATIENCE_S if isinstance(checkpoint, Checkpoint) else math.inf)
+        pack_weights(checkpoint, layout, packed, num_threads)
         self.arena = packed.bytes
         if self._file and self._file.source == _source(checkpoint):  # it did not change meanwhile
             self._unkept = packed
@@ -88,12 +91,12 @@ class _File:
                 if header.metadata.get("source") != self.source or header.data_bytes != self._size:
                     return None
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if sys.platform == "linux":
-                with contextlib.suppress(OSError):
-                    mapped.madvise(mmap.MADV_HUGEPAGE)  # so what must come from the disk is read 2 MB at a time
-            os.utime(self._path)  # the oldest go first
         except (OSError, ValueError):
             return None
+        with contextlib.suppress(OSError):  # a kernel, or a disk, that allows neither
+            os.utime(self._path)  # the oldest go first
+            if sys.platform == "linux":
+                mapped.madvise(mmap.MADV_HUGEPAGE)  # what must come from the disk is read 2 MB at a time
         arena = np.frombuffer(mapped, np.uint8, self._size, header.data_offset)
         if _checksum(arena, num_threads) != header.metadata.get("checksum"):
             warnings.warn(f"nvg: {self._path} was damaged and is replaced", RuntimeWarning, stacklevel=2)
@@ -112,10 +115,12 @@ class _File:
         )
         with packed_files.replacing(self._path) as file:
             _write(file, memoryview(header))
-            done = 0
-            while done < self._size:  # each time up to a boundary in the file, or it would get smaller pages
-                end = min(self._size, done + _PIECE_BYTES - (len(header) + done) % _PIECE_BYTES)
+            done, step, patience = 0, _LARGE_PIECE_BYTES, Patience(0.001)
+            while done < self._size:  # up to a boundary in the file, where its next huge page begins
+                end = min(self._size, done + step - (len(header) + done) % step)
                 _write(file, packed.bytes[done:end].data)
+                if patience.is_over(end - done):
+                    step = _SMALL_PIECE_BYTES
                 done = end
                 if release:
                     packed.release(done)

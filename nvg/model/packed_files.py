@@ -104,18 +104,20 @@ def packed_files() -> list[PackedFile]:
 
 
 def make_room(num_bytes: int) -> bool:
-    """Remove what was used longest ago until a file of `num_bytes` fits under the cap, and what killed writers left.
+    """Remove what was used longest ago until a file of `num_bytes` fits under the cap, and what nobody will use: files
+    of checkpoints that are gone, and what killed writers left.
 
-    False if it can't fit: the cap is lower, or the disk would be more than half full of it. Raises OSError.
+    False if it can't fit: it is above the cap, or more than half of what is free on the disk. Raises OSError.
     """
     cap = cap_bytes()
     if num_bytes > cap or shutil.disk_usage(make_private(packed_directory())).free < 2 * num_bytes:
         return False
     total = num_bytes
     for file in packed_files():
-        is_stale = not file.is_finished and time.time() - file.last_used > _STALE_S
+        age_s = time.time() - file.last_used
+        is_useless = not os.path.isdir(file.model) if file.is_finished else age_s > _STALE_S
         total += file.num_bytes
-        if is_stale or total > cap:
+        if is_useless or total > cap:
             file.path.unlink(missing_ok=True)
             total -= file.num_bytes
     return True

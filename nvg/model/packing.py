@@ -64,12 +64,11 @@ class PackedWeights:
         )
 
 
-def pack_weights(checkpoint: Checkpoint, layout: Layout, num_threads: int) -> Arena:
+def pack_weights(checkpoint: Checkpoint, layout: Layout, arena: Arena, num_threads: int) -> None:
     """Read every tensor of `checkpoint` into an arena of `layout`.
 
     Threads take pieces of tensors in turn and do all the work on each, which stays in a core's own cache meanwhile.
     """
-    arena = Arena(layout.size)
     pieces = deque(_pieces(checkpoint, layout, arena.bytes))
     with ThreadPoolExecutor(num_threads) as pool:
         workers = [pool.submit(_pack_pieces, pieces, checkpoint, layout.dtype) for _ in range(num_threads)]
@@ -78,7 +77,6 @@ def pack_weights(checkpoint: Checkpoint, layout: Layout, num_threads: int) -> Ar
                 worker.result()
         finally:
             pieces.clear()  # after an error, or Ctrl-C, nobody goes on
-    return arena
 
 
 @dataclass(frozen=True)

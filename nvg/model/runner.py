@@ -157,6 +157,11 @@ class GPT2Runner:
         return self._team.num_threads
 
     @property
+    def is_from_cache(self) -> bool:
+        """Whether the weights were packed by an earlier run."""
+        return self._cached.is_from_cache
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights."""
         return self._weights.arena.nbytes
