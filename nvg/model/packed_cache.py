@@ -46,7 +46,6 @@ class CachedWeights:
     def __init__(self, checkpoint: Checkpoint, layout: Layout, num_threads: int) -> None:
         """Raises CheckpointError, MemoryError, ParameterError."""
         self._file = _file_for(checkpoint, layout)
-        self._num_threads = num_threads
         self._unkept: Arena | None = None
         self._process = os.getpid()
         mapped = self._file.load(num_threads) if self._file else None
@@ -71,7 +70,7 @@ class CachedWeights:
         atexit.unregister(self._keep)
         if packed is not None and self._file is not None and os.getpid() == self._process:
             with contextlib.suppress(OSError, RuntimeError):  # a full disk, a directory of another user: then without
-                self._file.save(packed, self._num_threads, release)
+                self._file.save(packed, release)
 
 
 class _File:
@@ -81,7 +80,7 @@ class _File:
         self.source = source
         self._path = path
         self._size = layout.size
-        self._metadata = {"model": model, "dtype": layout.dtype, "source": source, "checksum": ""}
+        self._metadata = {"model": model, "dtype": layout.dtype, "source": source}
 
     def load(self, num_threads: int) -> Bytes | None:
         """The weights, mapped read-only; None if there are none that can be used."""
@@ -103,16 +102,15 @@ class _File:
             return None
         return arena
 
-    def save(self, packed: Arena, num_threads: int, release: bool) -> None:
+    def save(self, packed: Arena, release: bool) -> None:
         """Write the weights if there is room for them, giving their memory back on the way if `release`.
 
         Raises OSError; then there is no file, or the one that was there before.
         """
         if not packed_files.make_room(self._size):
             return
-        header = packed_files.header_bytes(
-            {**self._metadata, "checksum": _checksum(packed.bytes, num_threads)}, self._size
-        )
+        checksum = _checksum(packed.bytes, 1)  # at the interpreter's end no thread can be started
+        header = packed_files.header_bytes({**self._metadata, "checksum": checksum}, self._size)
         with packed_files.replacing(self._path) as file:
             _write(file, memoryview(header))
             done, step, patience = 0, _LARGE_PIECE_BYTES, Patience(0.001)
@@ -167,8 +165,11 @@ def _checksum(arena: Bytes, num_threads: int) -> str:
         first, end = (len(sums) * share // num_threads for share in (thread, thread + 1))
         checksum_chunks(words[first * CHUNK_BYTES // 8 : end * CHUNK_BYTES // 8], sums[first:end])
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        list(pool.map(take, range(num_threads)))
+    if num_threads == 1:
+        take(0)
+    else:
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(take, range(num_threads)))
     return hashlib.sha256(sums.tobytes()).hexdigest()
 
 
