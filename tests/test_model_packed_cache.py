@@ -1,4 +1,4 @@
-"""Packed weights in the cache: what a hit gives, what is none, and that whatever is wrong with a file costs only time."""
+"""Packed weights in the cache: what a hit gives, what is none, and that a file with a fault costs only time."""
 
 import json
 import os
