@@ -144,7 +144,7 @@ def test_rows_are_those_of_the_whole_matrix_for_every_thread(tmp_path, dtype, pr
             assert all(pool.map(is_right, range(0, len(whole), 100)))
 
 
-def test_the_fingerprint_is_that_of_the_files_and_follows_every_change(tmp_path):
+def test_the_fingerprint_is_that_of_the_files_and_follows_every_change(tmp_path, monkeypatch):
     directory = write_checkpoint(tmp_path / "model")
 
     def fingerprint(path=directory):
@@ -179,6 +179,13 @@ def test_the_fingerprint_is_that_of_the_files_and_follows_every_change(tmp_path)
         opened = checkpoint.fingerprint
         os.utime(weights)
         assert checkpoint.fingerprint != opened, "while it is read"
+    with monkeypatch.context() as patch:
+        fixed = os.stat(weights)
+        patch.setattr(os, "fstat", lambda file: fixed)
+        before = fingerprint()
+        data = weights.read_bytes()
+        weights.write_bytes(data.replace(b'"pt"', b'"np"', 1))
+        assert fingerprint() != before, "the header alone"
 
 
 def test_tales():

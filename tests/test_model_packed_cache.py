@@ -396,27 +396,44 @@ with Checkpoint(sys.argv[1]) as checkpoint:
 """
 
 
-def start(model, program, **options):
-    command = [sys.executable, "-c", PROGRAM + textwrap.dedent(program), str(model)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+def start(model, program, *arguments):
+    command = [sys.executable, "-c", PROGRAM + textwrap.dedent(program), str(model), *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_two_processes_may_write_at_once(cache, model):
     program = """
-        print("loaded", flush=True)
-        sys.stdin.read()
+        write = packed_cache._write
+        def write_up_to(file, data):
+            end = len(data) if sys.argv[2] == "all" else len(data) // 2
+            write(file, data[:end])
+            print("waiting", flush=True)
+            sys.stdin.readline()
+            write(file, data[end:])
+        packed_cache._write = write_up_to
         runner.close()
     """
-    processes = [start(model, program) for _ in range(2)]
-    for process in processes:
-        assert process.stdout.readline() == "loaded\n"
-    for process in processes:
-        process.stdin.close()
-    for process in processes:
-        with process:
-            assert process.wait(120) == 0
-    only_file(cache)
+
+    def start_and_wait(how_much):
+        process = start(model, program, how_much)
+        for part in ("header", "weights"):
+            assert process.stdout.readline() == "waiting\n", part
+            if part == "header":
+                go_on(process)
+        return process
+
+    def go_on(process):
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+    with start_and_wait("all") as first, start_and_wait("half") as second:
+        go_on(first)
+        assert first.wait(120) == 0
+        assert load(model)[0]
+        go_on(second)
+        assert second.wait(120) == 0
     assert load(model)[0]
+    only_file(cache)
 
 
 def test_a_writer_that_is_killed_leaves_nothing_that_is_taken(cache, model):
