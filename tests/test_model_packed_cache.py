@@ -454,6 +454,21 @@ def test_a_writer_that_is_killed_leaves_nothing_that_is_taken(cache, model):
     assert load(model)[0]
 
 
+def test_much_is_announced(cache, model, monkeypatch):
+    def lines():
+        said = []
+        with Checkpoint(model) as checkpoint:
+            GPT2Runner.from_checkpoint(checkpoint.config, checkpoint, EngineConfig(threads=1), said.append).close()
+        return said
+
+    monkeypatch.setattr(packed_cache, "_MUCH_BYTES", 100_000)
+    assert lines() == ["keeping 0.0 GB of packed weights, so that the next load is short"]
+    assert lines() == [], "nothing to keep"
+    touched(model)
+    monkeypatch.setattr(packed_cache, "_MUCH_BYTES", 10**9)
+    assert lines() == []
+
+
 def test_a_model_that_nobody_closes_is_kept_at_the_end(cache, model):
     with start(model, "") as process:
         assert process.wait(120) == 0

@@ -28,10 +28,11 @@ from nvg.model.checkpoint import Checkpoint
 from nvg.model.packing import Bytes, Layout, pack_weights
 from nvg.runtime import cpu
 from nvg.runtime.arena import HUGE_PAGE, PATIENCE_S, Arena, Patience
-from nvg.runtime.compile_cache import sources_digest
+from nvg.runtime.compile_cache import Report, sources_digest
 
 SMALLEST_BYTES = 64_000_000
 """Of a model's parameters as float32: fewer are packed about as fast as a file is looked for and checked."""
+_MUCH_BYTES = 1_000_000_000
 _LARGE_PIECE_BYTES = 4 * HUGE_PAGE
 _SMALL_PIECE_BYTES = 2**16
 
@@ -43,8 +44,9 @@ class CachedWeights:
     """Filled as the layout says; perhaps read-only."""
     is_from_cache: bool
 
-    def __init__(self, checkpoint: Checkpoint, layout: Layout, num_threads: int) -> None:
-        """Raises CheckpointError, MemoryError, ParameterError."""
+    def __init__(self, checkpoint: Checkpoint, layout: Layout, num_threads: int, report: Report | None = None) -> None:
+        """Raises CheckpointError, MemoryError, ParameterError. `report` is told when much is written."""
+        self._report = report or (lambda line: None)
         self._file = _file_for(checkpoint, layout)
         self._unkept: Arena | None = None
         self._process = os.getpid()
@@ -69,6 +71,10 @@ class CachedWeights:
         packed, self._unkept = self._unkept, None
         atexit.unregister(self._keep)
         if packed is not None and self._file is not None and os.getpid() == self._process:
+            if self.arena.size > _MUCH_BYTES:
+                self._report(
+                    f"keeping {self.arena.size / 1e9:.1f} GB of packed weights, so that the next load is short"
+                )
             with contextlib.suppress(OSError, RuntimeError):  # a full disk, a directory of another user: then without
                 self._file.save(packed, release)
 

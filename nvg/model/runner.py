@@ -64,7 +64,9 @@ def _row_bytes(num_floats: int) -> int:
 class GPT2Runner:
     """A GPT-2 with weights of one dtype (see nvg.model.contract.ModelRunner)."""
 
-    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, engine_config: EngineConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, checkpoint: Checkpoint, engine_config: EngineConfig, report: Report | None = None
+    ) -> None:
         self._config = config
         self.dtype = engine_config.dtype
         self.kv_dtype = engine_config.kv_dtype or default_kv_dtype(self.dtype)
@@ -75,7 +77,7 @@ class GPT2Runner:
         self._team = Team(engine_config.threads or default_threads())
         try:
             layout = Layout(checkpoint, self.dtype)
-            self._cached = CachedWeights(checkpoint, layout, self.num_threads)
+            self._cached = CachedWeights(checkpoint, layout, self.num_threads, report)
             self._weights = PackedWeights.of(config, layout, self._cached.arena)
         except BaseException:
             self._team.close()
@@ -93,7 +95,7 @@ class GPT2Runner:
     ) -> GPT2Runner:
         """Compile what is missing, read and pack the weights. `report` gets lines about what takes time."""
         prepare(compile_steps(engine_config.dtype, engine_config.kv_dtype), report)
-        return cls(config, checkpoint, engine_config)
+        return cls(config, checkpoint, engine_config, report)
 
     def _allocate_buffers(self) -> None:
         config, rows = self._config, self.max_batched_tokens
