@@ -23,7 +23,8 @@ STEP_TOKENS = 512
 
 
 class Nvg(SteppingEngine):
-    """Steps go to the model runner, without the scheduler and the samplers, as the peers' own functions do."""
+    """Steps go to the model runner, without the scheduler and the samplers, as the peers' own functions do. Weights are
+    mapped from the cache, as they are from the second run on."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -35,8 +36,10 @@ class Nvg(SteppingEngine):
             max_num_batched_tokens=STEP_TOKENS,
             max_model_len=setup.context,
         )
-        with Checkpoint(setup.directory) as checkpoint:
-            self._runner = GPT2Runner.from_checkpoint(checkpoint.config, checkpoint, self._options)
+        self._runner = self._load()
+        if not self._runner.is_from_cache:
+            self._runner.close()  # which writes the cache
+            self._runner = self._load()
         block_size = self._options.block_size
         num_blocks = -(-setup.context // block_size)
         self._runner.allocate_kv(setup.batch * num_blocks, block_size)
@@ -45,6 +48,10 @@ class Nvg(SteppingEngine):
         self._logits: Logits
         self._llm: LLM | None = None
         self.description = f"{version('nvg')}, {self._runner.dtype} weights, {self._runner.kv_dtype} KV"
+
+    def _load(self) -> GPT2Runner:
+        with Checkpoint(self._setup.directory) as checkpoint:
+            return GPT2Runner.from_checkpoint(checkpoint.config, checkpoint, self._options)
 
     def prefill(self, prompts: Sequence[list[int]]) -> None:
         self.reset()

@@ -46,7 +46,7 @@ def facts() -> dict[str, Any]:
     )
     machine = json.loads(env.stdout)
     machine["python"] = machine["python"].split(" ")[0]  # results are published: no paths of the machine
-    del machine["compile cache"]
+    del machine["compile cache"], machine["packed weights"]
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),

@@ -1,9 +1,12 @@
 """Fixtures that several rooms' tests share. Kernels are compiled into the user's own cache, once for all workers."""
 
+import os
 import sys
 
 import pytest
 from checkpoints import write_checkpoint
+
+os.environ["NVG_PACKED_CACHE_GB"] = "0"  # nothing of the tests' checkpoints is kept, but where that is what is tested
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoints import TALES, write_checkpoint
+
+from nvg.model import packed_files
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 OPTIONAL = (
@@ -21,7 +24,8 @@ def run(tmp_path):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here', name='{name}')\n", "utf-8")
 
     def run_script(name, *options):
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path}
         command = [sys.executable, str(BENCHMARKS / name), *options]
         process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
         written = tmp_path / "result.json"
@@ -71,3 +75,26 @@ def test_sampling_measures_nvg_and_names_missing_peers(run):
         assert [len(engines["nvg"]) for engines in rows.values()] == [3, 3]
     assert list(result["problems"]) == ["llama.cpp", "transformers"]
     assert "llama.cpp missing: no llama_cpp here" in process.stdout
+
+
+def test_load_measures_every_way_and_keeps_nothing(run, tmp_path):
+    directory = write_checkpoint(tmp_path / "model", n_layer=1, n_embd=256, vocab_size=64_000)  # just worth keeping
+    options = ("--dtype", "float32", "--repetitions", "2", "--new-tokens", "3", "--json", "result.json")
+    process, result = run("load.py", "--model", str(directory), *options)
+    assert process.returncode == 0, process.stderr
+    measured = result["dtypes"]["float32"]
+    assert list(measured["loads"]) == ["load_file", "source", "first", "packed"]
+    for kind, runs in measured["loads"].items():
+        assert len(runs) == 2
+        assert all(kept["ready_s"] > 0 for kept in runs)
+        if kind != "load_file":
+            assert {kept["is_from_cache"] for kept in runs} == {kind == "packed"}
+            assert len(measured["generate_s"][kind]) == 2
+            assert measured["ready_over_load_file"][kind]["median"] > 0
+    assert not [file for file in packed_files.packed_files() if file.model == str(directory)]
+
+
+def test_load_says_that_a_model_is_too_small(run):
+    process, _ = run("load.py", "--model", str(TALES), "--dtype", "int8", "--repetitions", "1", "--new-tokens", "3")
+    assert process.returncode == 1
+    assert process.stderr.endswith("was not kept and found again: too little room, or too small a model\n")

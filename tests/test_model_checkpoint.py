@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -126,20 +127,65 @@ def test_read_into_an_array(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
-def test_pieces_are_the_whole_matrix(tmp_path, dtype):
+@pytest.mark.parametrize("preadv", [True, False])
+def test_rows_are_those_of_the_whole_matrix_for_every_thread(tmp_path, dtype, preadv, monkeypatch):
+    if not preadv:
+        monkeypatch.delattr(os, "preadv")
     write_checkpoint(tmp_path, n_layer=1, n_embd=512, n_head=8, vocab_size=9001, dtype=dtype)
-    with Checkpoint(tmp_path) as checkpoint:
+    with Checkpoint(tmp_path) as checkpoint, ThreadPoolExecutor(4) as pool:
         for name in ("wte.weight", "h.0.attn.c_proj.weight"):
-            whole, rows, sizes = checkpoint.read(name), 0, []
-            for first, piece in checkpoint.pieces(name):
-                assert first == rows
-                assert (piece == whole[first : first + len(piece)]).all()
-                rows += len(piece)
-                sizes.append(len(piece))
-            assert rows == len(whole)
-            assert len(set(sizes[:-1])) <= 1
-            assert all(size % 32 == 0 for size in sizes[:-1])
-            assert (len(sizes) > 1) == (name == "wte.weight")
+            whole = checkpoint.read(name)
+
+            def is_right(first, name=name, whole=whole):
+                rows = np.empty((min(900, len(whole) - first), 512), np.float32)
+                checkpoint.read_rows(name, first, rows)
+                return (rows == whole[first : first + len(rows)]).all()
+
+            assert all(pool.map(is_right, range(0, len(whole), 100)))
+
+
+def test_the_fingerprint_is_that_of_the_files_and_follows_every_change(tmp_path, monkeypatch):
+    directory = write_checkpoint(tmp_path / "model")
+
+    def fingerprint(path=directory):
+        with Checkpoint(path) as checkpoint:
+            return checkpoint.fingerprint
+
+    seen = {fingerprint()}
+    assert seen == {fingerprint(directory / ".." / "model")}
+
+    def changed():
+        seen.add(fingerprint())
+        return len(seen)
+
+    weights = directory / "model.safetensors"
+    before = weights.stat()
+    with open(weights, "r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\0\0\0")
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert changed() == 2, "the same size and time of writing"
+    os.utime(weights)
+    assert changed() == 3
+    shutil.copy2(weights, tmp_path / "copy")
+    os.replace(tmp_path / "copy", weights)
+    assert changed() == 4
+    rewrite(directory, parts(directory) | {"spare": ("F32", (1,), np.zeros(1, "<f4"))})
+    assert changed() == 5
+    config = directory / "config.json"
+    config.write_text(config.read_text().replace('"gelu_new"', '"gelu"'))
+    assert changed() == 6
+    with Checkpoint(directory) as checkpoint:
+        opened = checkpoint.fingerprint
+        os.utime(weights)
+        assert checkpoint.fingerprint != opened, "while it is read"
+    with monkeypatch.context() as patch:
+        fixed = os.stat(weights)
+        patch.setattr(os, "fstat", lambda file: fixed)
+        before = fingerprint()
+        data = weights.read_bytes()
+        weights.write_bytes(data.replace(b'"pt"', b'"np"', 1))
+        assert fingerprint() != before, "the header alone"
 
 
 def test_tales():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -17,7 +17,6 @@ from nvg.model.contract import Float32
 VOCAB_SIZE, N_POSITIONS = 50257, 1024
 _STD = 0.02  # GPT-2's initializer_range
 _BLOCK = 1_048_573  # values that repeat: a prime, so that no two rows of a matrix are alike
-_PIECE_FLOATS = 2**21
 
 
 def dummy_config(size: str) -> ModelConfig:
@@ -62,16 +61,9 @@ class DummyCheckpoint:
         self._fill(out.reshape(-1), name, 0)
         return out
 
-    def pieces(self, name: str) -> Iterator[tuple[int, Float32]]:
-        """A matrix some rows at a time: (first row, values), the same memory each time; all pieces but the last have
-        the same number of rows, a multiple of 32."""
-        num_rows, width = self._shapes[name]
-        step = max(1, _PIECE_FLOATS // (width * 32)) * 32
-        values = np.empty((min(step, num_rows), width), np.float32)
-        for first in range(0, num_rows, step):
-            rows = values[: min(step, num_rows - first)]
-            self._fill(rows.reshape(-1), name, first * width)
-            yield first, rows
+    def read_rows(self, name: str, first_row: int, out: Float32) -> None:
+        """Rows of a matrix from `first_row` on, as many as `out` (float32, C-contiguous, (rows, columns)) has."""
+        self._fill(out.reshape(-1), name, first_row * out.shape[1])
 
     def close(self) -> None:
         """There is nothing to close."""

@@ -18,7 +18,7 @@ from nvg.cli.table import print_table
 def env(output_format: str) -> None:
     """Show this machine, the versions and the caches: what a bug report needs."""
     from nvg.kernels import roofline
-    from nvg.model import runner
+    from nvg.model import packed_files, runner
     from nvg.plugins import registry
     from nvg.runtime import cores, cpu
     from nvg.runtime.compile_cache import cache_directory
@@ -27,6 +27,7 @@ def env(output_format: str) -> None:
     triple, name, _ = cpu.target()
     able = cpu.features()
     steps = [*runner.compile_steps(), *roofline.compile_steps(), *chain.compile_steps()]
+    kept = packed_files.packed_files()
     names = registry()
     plugins = sorted(
         {entry.origin for kind in (names.samplers, names.tokenizers, names.models) for entry in kind.entries()}
@@ -44,6 +45,10 @@ def env(output_format: str) -> None:
         "free memory": f"{cores.available_memory() / 1e9:.1f} GB",
         "compile cache": str(cache_directory()),
         "compiled": f"{sum(step.is_cached() for step in steps)} of {len(steps)} kernels (nvg warmup compiles the rest)",
+        "compiled size": f"{sum(file.stat().st_size for file in cache_directory().iterdir()) / 1e6:.1f} MB",
+        "packed weights": str(packed_files.packed_directory()),
+        "packed size": f"{sum(file.num_bytes for file in kept) / 1e6:.1f} MB in {len(kept)} files, "
+        f"at most {packed_files.cap_bytes() / 1e9:g} GB",
         "plugins": ", ".join(plugins),
     }
     if output_format == "json":

@@ -5,11 +5,12 @@ Files are read, never mapped: a mapped file that is cut while in use kills the p
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
+import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,6 @@ _PREFIX = "transformer."  # GPT2LMHeadModel writes it, GPT2Model does not
 _LAYER = re.compile(r"h\.(0|[1-9][0-9]{0,8})\.")
 _MASK = re.compile(r"h\.[0-9]+\.attn\.(masked_)?bias")  # the causal mask, stored by old versions of transformers
 _CHUNK_BYTES = 2**20  # read, converted and checked while it is in cache
-_PIECE_BYTES = 2**23
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -51,20 +51,23 @@ class Checkpoint:
 
     Opening reads headers only, and checks every name, shape and dtype against config.json. Tensors have their
     canonical names: Hugging Face's without the prefix `transformer.`; Conv1D weights are (in, out). Use it in a
-    `with`, from one thread.
+    `with`; several threads may read.
 
     Raises CheckpointError for files that are missing, damaged, or contradict the config.
     """
 
+    directory: Path
     config: ModelConfig
     warnings: list[str]
     """Lines for the user about what was found and is not used."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self._directory = Path(directory)
+        self.directory = Path(directory)
         self.config = read_config(directory)
         self.warnings = []
         self._files = ExitStack()
+        self._lock = threading.Lock()
+        self._headers: list[tuple[IO[bytes], str]] = []
         try:
             found = self._find_tensors()
             self._tensors = self._check(found)
@@ -81,6 +84,17 @@ class Checkpoint:
         """The shape of a tensor of `names`."""
         return self._tensors[name].shape
 
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what the weights come from: where they are, the config, and each file's header, size, inode and
+        times as they are now. As long as it is the same, nobody wrote to the files."""
+        facts: list[object] = [self.config, os.path.realpath(self.directory)]
+        for file, header in self._headers:
+            status = os.fstat(file.fileno())
+            times = (status.st_mtime_ns, status.st_ctime_ns)  # of these, nobody can set the second
+            facts.append((os.path.basename(file.name), header, status.st_size, status.st_ino, *times))
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
     def read(self, name: str, out: Float32 | None = None) -> Float32:
         """A tensor's values as float32, C-contiguous, in `out` where given (float32, contiguous, of that shape).
 
@@ -92,38 +106,25 @@ class Checkpoint:
             out = np.empty(stored.shape, np.float32)
         elif out.shape != stored.shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise ValueError(f"out for {name} must be float32, C-contiguous, of shape {stored.shape}")
-        stored.file.seek(stored.offset)
-        self._read_values(stored, name, out.reshape(-1))
+        self._read_values(stored, name, 0, out.reshape(-1))
         return out
 
-    def pieces(self, name: str) -> Iterator[tuple[int, Float32]]:
-        """A matrix some rows at a time: (first row, values), the same memory each time.
+    def read_rows(self, name: str, first_row: int, out: Float32) -> None:
+        """Rows of a matrix from `first_row` on, as many as `out` (float32, C-contiguous, (rows, columns)) has."""
+        self._read_values(self._tensors[name], name, first_row * out.shape[1], out.reshape(-1))
 
-        All pieces but the last have the same number of rows, a multiple of 32; together about 8 MB.
-        """
-        stored = self._tensors[name]
-        num_rows, width = stored.shape
-        step = max(1, _PIECE_BYTES // (4 * width * 32)) * 32
-        values = np.empty((min(step, num_rows), width), np.float32)
-        itemsize = DTYPES[stored.dtype].itemsize
-        for first in range(0, num_rows, step):
-            rows = values[: min(step, num_rows - first)]
-            stored.file.seek(stored.offset + first * width * itemsize)
-            self._read_values(stored, name, rows.reshape(-1))
-            yield first, rows
-
-    def _read_values(self, stored: _Stored, name: str, flat: Float32) -> None:
-        """Read from where the file is, convert to float32, refuse what is not finite."""
+    def _read_values(self, stored: _Stored, name: str, first: int, flat: Float32) -> None:
+        """Elements from number `first` on: read, convert to float32, refuse what is not finite."""
         carrier = DTYPES[stored.dtype]
         step = _CHUNK_BYTES // carrier.itemsize
-        raw = np.empty(min(step, flat.size), carrier)
         for start in range(0, flat.size, step):
             part = flat[start : start + step]
+            offset = stored.offset + (first + start) * carrier.itemsize
             if stored.dtype == "F32":
-                self._read_into(stored, part, name)
+                self._read_into(stored, offset, part, name)
             else:
-                bits = raw[: part.size]
-                self._read_into(stored, bits, name)
+                bits = np.empty(part.size, carrier)
+                self._read_into(stored, offset, bits, name)
                 if stored.dtype == "BF16":  # the upper half of a float32
                     np.left_shift(bits, 16, out=part.view(np.uint32), dtype=np.uint32)
                 else:
@@ -146,7 +147,7 @@ class Checkpoint:
     def _find_tensors(self) -> dict[str, _Stored]:
         """All tensors of all files, by canonical name."""
         found: dict[str, _Stored] = {}
-        for path in _weight_files(self._directory):
+        for path in _weight_files(self.directory):
             for name, stored in self._open(path).items():
                 canonical = name.removeprefix(_PREFIX)
                 if canonical in found:
@@ -172,7 +173,9 @@ class Checkpoint:
                 pass  # safetensors' own checks of the header: sizes, offsets, no holes, no overlaps
             header_size = int.from_bytes(start[:8], "little")
             file.seek(8)
-            header = json.loads(_read_exactly(file, header_size))
+            header_bytes = _read_exactly(file, header_size)
+            self._headers.append((file, hashlib.sha256(header_bytes).hexdigest()))
+            header = json.loads(header_bytes)
         except OSError as error:
             raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
         except (SafetensorError, ValueError) as error:
@@ -196,7 +199,7 @@ class Checkpoint:
                 missing = [other for other in asked if other not in found]
                 more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
                 raise CheckpointError(
-                    f"{self._directory}: the weights have no tensor {name}{more}, which config.json asks for "
+                    f"{self.directory}: the weights have no tensor {name}{more}, which config.json asks for "
                     f"(n_layer {self.config.n_layer}, tie_word_embeddings {self.config.tie_word_embeddings})"
                 )
             self._check_tensor(name, stored, dims)
@@ -226,7 +229,7 @@ class Checkpoint:
             layer = _LAYER.match(name)
             if layer and int(layer[1]) >= self.config.n_layer:
                 raise CheckpointError(
-                    f"{self._directory}: the weights have a tensor {shown(name)}, but config.json has n_layer "
+                    f"{self.directory}: the weights have a tensor {shown(name)}, but config.json has n_layer "
                     f"{self.config.n_layer}: layers must be 0 to {self.config.n_layer - 1}"
                 )
             if not _MASK.fullmatch(name) and name != "lm_head.weight":
@@ -234,17 +237,24 @@ class Checkpoint:
         if unused:
             some = ", ".join(shown(name) for name in unused[:3]) + (", ..." if len(unused) > 3 else "")
             self.warnings.append(
-                f"{self._directory}: the weights have {len(unused)} tensors that GPT-2 does not use, ignored: {some}"
+                f"{self.directory}: the weights have {len(unused)} tensors that GPT-2 does not use, ignored: {some}"
             )
 
-    def _read_into(self, stored: _Stored, array: npt.NDArray[Any], name: str) -> None:
+    def _read_into(self, stored: _Stored, offset: int, array: npt.NDArray[Any], name: str) -> None:
         view = array.view(np.uint8).data
         done = 0
         while done < len(view):
-            count = stored.file.readinto(view[done:])  # type: ignore[attr-defined]
+            count = self._read_at(stored.file, offset + done, view[done:])
             if not count:
                 raise CheckpointError(f"{stored.file.name} became shorter while the tensor {name} was read from it")
             done += count
+
+    def _read_at(self, file: IO[bytes], offset: int, view: memoryview) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(file.fileno(), [view], offset)
+        with self._lock:  # threads share the position
+            file.seek(offset)
+            return int(file.readinto(view))  # type: ignore[attr-defined]
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytes:

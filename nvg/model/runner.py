@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nvg.errors import AbortedError
+from nvg.kernels import checksum, layers
 from nvg.kernels import forward as forward_module
-from nvg.kernels import layers
 from nvg.kernels.attention import QUERY_ROWS
 from nvg.kernels.formats import PANEL, operand_bytes, panel_bytes, steps_of
 from nvg.kernels.forward import CONTEXT, describe_step, forward
@@ -20,7 +20,8 @@ from nvg.kernels.pack import pack
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import ModelConfig
 from nvg.model.contract import Batch, Float32, Int32
-from nvg.model.packing import pack_weights, round32
+from nvg.model.packed_cache import CachedWeights
+from nvg.model.packing import Layout, PackedWeights, round32
 from nvg.params import EngineConfig
 from nvg.runtime import team as team_module
 from nvg.runtime.compile_cache import CompileStep, Report, prepare
@@ -45,6 +46,7 @@ def compile_steps(dtype: str = EngineConfig.dtype, kv_dtype: str | None = None) 
     return [
         *team_module.compile_steps(),
         *forward_module.compile_steps(),
+        *checksum.compile_steps(),
         pack(dtype).step(),
         forward(dtype, kv_dtype or default_kv_dtype(dtype)).step(),
     ]
@@ -64,7 +66,9 @@ def _row_bytes(num_floats: int) -> int:
 class GPT2Runner:
     """A GPT-2 with weights of one dtype (see nvg.model.contract.ModelRunner)."""
 
-    def __init__(self, config: ModelConfig, checkpoint: Checkpoint, engine_config: EngineConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, checkpoint: Checkpoint, engine_config: EngineConfig, report: Report | None = None
+    ) -> None:
         self._config = config
         self.dtype = engine_config.dtype
         self.kv_dtype = engine_config.kv_dtype or default_kv_dtype(self.dtype)
@@ -74,7 +78,9 @@ class GPT2Runner:
         self.max_logits_rows = max(_LOGITS_ROWS, engine_config.max_num_seqs)
         self._team = Team(engine_config.threads or default_threads())
         try:
-            self._weights = pack_weights(config, checkpoint, self.dtype, self._team)
+            layout = Layout(checkpoint, self.dtype)
+            self._cached = CachedWeights(checkpoint, layout, self.num_threads, report)
+            self._weights = PackedWeights.of(config, layout, self._cached.arena)
         except BaseException:
             self._team.close()
             raise
@@ -91,7 +97,7 @@ class GPT2Runner:
     ) -> GPT2Runner:
         """Compile what is missing, read and pack the weights. `report` gets lines about what takes time."""
         prepare(compile_steps(engine_config.dtype, engine_config.kv_dtype), report)
-        return cls(config, checkpoint, engine_config)
+        return cls(config, checkpoint, engine_config, report)
 
     def _allocate_buffers(self) -> None:
         config, rows = self._config, self.max_batched_tokens
@@ -157,6 +163,11 @@ class GPT2Runner:
         return self._team.num_threads
 
     @property
+    def is_from_cache(self) -> bool:
+        """Whether the weights were packed by an earlier run."""
+        return self._cached.is_from_cache
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights."""
         return self._weights.arena.nbytes
@@ -203,7 +214,8 @@ class GPT2Runner:
         self._meeting[ABORT] = 1
 
     def close(self) -> None:
-        """End the threads and free the memory."""
+        """End the threads, free the memory, and keep packed weights that the cache doesn't have yet."""
         self._team.close()
+        self._cached.close()
         self._pool = np.empty((0, 0), np.uint8)
         self._buffers.clear()

@@ -10,11 +10,11 @@ costs a recompilation and one warning, never the run.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import pickle
 import re
-import stat
 import sys
 import tempfile
 import threading
@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +35,16 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from nvg._version import __version__
+from nvg.runtime.caches import cache_root, make_private
 
 Report = Callable[[str], None]
 _WAITING = "another process is compiling them; waiting for it ..."
+_JOB_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def cache_root() -> Path:
-    """`NVG_CACHE_DIR`, else the platform's cache directory + "nvg"."""
-    if directory := os.environ.get("NVG_CACHE_DIR"):
-        return Path(directory)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "nvg"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "nvg"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvg"
-
-
-def _sources_digest() -> str:
+@cache
+def sources_digest() -> str:
     """Digest of every source file that can reach machine code, and of the compilers' versions."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256(f"{__version__} {numba.__version__} {llvmlite.__version__} {sys.version}".encode())
@@ -79,26 +72,12 @@ class _Store:
         """The private, keyed directory; a temporary one where the cache can't be written or isn't ours alone."""
         if self._directory is None:
             try:
-                directory = cache_root() / "kernels" / _sources_digest()
-                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._check_private(directory)
-                self._directory = directory
+                self._directory = make_private(cache_root() / "kernels" / sources_digest())
             except (OSError, RuntimeError) as error:
                 self.warn(f"the compile cache can't be used ({error}); NVG_CACHE_DIR names another place")
                 self._temporary = tempfile.TemporaryDirectory(prefix="nvg-kernels-")  # removed when the process ends
                 self._directory = Path(self._temporary.name)
         return self._directory
-
-    @staticmethod
-    def _check_private(directory: Path) -> None:
-        if hasattr(os, "getuid"):
-            status = directory.stat()
-            if status.st_uid != os.getuid():
-                raise PermissionError(f"{directory} belongs to user {status.st_uid}")
-            if stat.S_IMODE(status.st_mode) & 0o077:
-                directory.chmod(0o700)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise PermissionError(f"{directory} is not writable")
 
     @contextlib.contextmanager
     def lock(self, report: Report) -> Iterator[None]:
@@ -255,6 +234,12 @@ class Job:
             self._ready = True
         address: int = self._cfunc.address
         return address
+
+    @property
+    def function(self) -> Callable[[int, int, int], None]:
+        """The job itself, for a thread on its own; the GIL is released while it runs."""
+        address = self.address
+        return _JOB_FUNCTION(address)
 
     def step(self) -> CompileStep:
         """This job's compilation, for `prepare`."""

@@ -1,0 +1,122 @@
+"""`nvg models`"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nvg.cli import say
+from nvg.cli.table import print_table
+
+if TYPE_CHECKING:
+    from nvg.model.packed_files import PackedFile
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def models(context: click.Context) -> None:
+    """List the models, or remove what is kept of them.
+
+    When a model is closed, its weights are kept as they were packed in memory, and the next time they are mapped from
+    there. NVG_PACKED_CACHE_GB is the most that all of them may take, by default 10; 0 keeps and uses none.
+    """
+    if context.invoked_subcommand is None:
+        context.invoke(list_models)
+
+
+@models.command("list")
+@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def list_models(output_format: str = "text") -> None:
+    """List built-in models and packed weights, with their sizes and places."""
+    from nvg.hub import BUILT_IN, resolve_model
+    from nvg.model.packed_files import cap_bytes, packed_files
+
+    built_in = [(name, resolve_model(name)) for name in BUILT_IN]
+    sizes = {name: sum(file.stat().st_size for file in path.iterdir() if file.is_file()) for name, path in built_in}
+    packed = [(_name_of(file.model), file) for file in packed_files()]
+    if output_format == "json":
+        facts: dict[str, Any] = {
+            "models": [
+                {"model": name, "kind": "built-in", "bytes": sizes[name], "path": str(path)} for name, path in built_in
+            ],
+            "packed": [
+                {
+                    "model": name or None,
+                    "dtype": file.dtype,
+                    "bytes": file.num_bytes,
+                    "last_used": file.last_used,
+                    "finished": file.is_finished,
+                    "path": str(file.path),
+                }
+                for name, file in packed
+            ],
+            "packed_cap_bytes": cap_bytes(),
+        }
+        click.echo(json.dumps(facts))
+        return
+    rows = [(name, "built in", _megabytes(sizes[name]), "", str(path)) for name, path in built_in]
+    for name, file in packed:
+        kind = f"packed {file.dtype}" if file.is_finished else "unfinished"
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.last_used))
+        rows.append((name or "?", kind, _megabytes(file.num_bytes), used, str(file.path)))
+    print_table([("MODEL", "KIND", "SIZE", "LAST USED", "WHERE"), *rows])
+
+
+def _complete_packed(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from nvg.model.packed_files import packed_files
+
+    return sorted({name for file in packed_files() if (name := _name_of(file.model)).startswith(incomplete)} - {""})
+
+
+@models.command("rm")
+@click.argument("names", metavar="[MODEL]...", nargs=-1, shell_complete=_complete_packed)
+@click.option("--all", "all_of_them", is_flag=True, help="Of every model.")
+def remove(names: Sequence[str], all_of_them: bool) -> None:
+    """Remove the packed weights of MODEL; checkpoints stay.
+
+    MODEL is a name or path as for -m. A checkpoint that is gone can still be named.
+    """
+    from nvg.model.packed_files import packed_files
+
+    if bool(names) == all_of_them:
+        raise click.UsageError("give either MODEL or --all", click.get_current_context())
+    files = packed_files()
+    chosen = files if all_of_them else [file for name in dict.fromkeys(names) for file in _of_model(name, files)]
+    for file in dict.fromkeys(chosen):
+        file.path.unlink(missing_ok=True)
+        click.echo(f"removed {file.path}")
+    say(f"{_megabytes(sum(file.num_bytes for file in dict.fromkeys(chosen)))} freed")
+
+
+def _of_model(name: str, files: Sequence[PackedFile]) -> list[PackedFile]:
+    """The files of the model that the user calls `name`. Raises ModelNotFoundError if there are none."""
+    from nvg.errors import ModelNotFoundError
+
+    directory = os.path.realpath(_directories().get(name, os.path.expanduser(name)))  # it may be gone
+    found = [file for file in files if file.model == directory]
+    if not found:
+        known = sorted({_name_of(file.model) for file in files} - {""})
+        raise ModelNotFoundError(f"no packed weights of {name!r}; there are those of {', '.join(known) or 'no model'}")
+    return found
+
+
+def _name_of(directory: str) -> str:
+    """What the user calls the model in `directory`, a real path."""
+    names = {os.path.realpath(path): name for name, path in _directories().items()}
+    return names.get(directory, directory)
+
+
+def _directories() -> dict[str, str]:
+    """Of the built-in models, by name."""
+    from nvg.hub import BUILT_IN, resolve_model
+
+    return {name: str(resolve_model(name)) for name in BUILT_IN}
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB"
