@@ -2,9 +2,9 @@
 
 The cache directory is keyed by everything that decides the machine code but that Numba's own cache does not see (our
 kernel sources, all of them, and the versions of the compilers); each entry's name also holds the signature, the CPU's
-name and its features. Entries are pickles: the directory is private (0700), and each file carries a digest that is
-checked before it is loaded, because damaged machine code would crash rather than fail. A cache that can't be used
-costs a recompilation and one warning, never the run.
+name, its features and what of these is used. Entries are pickles: the directory is private (0700), and each file
+carries a digest that is checked before it is loaded, because damaged machine code would crash rather than fail. A cache
+that can't be used costs a recompilation and one warning, never the run.
 """
 
 from __future__ import annotations
@@ -34,21 +34,12 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from nvg._version import __version__
+from nvg.runtime import cpu
+from nvg.runtime.cache_root import cache_root
 
 Report = Callable[[str], None]
 _WAITING = "another process is compiling them; waiting for it ..."
 _DIGEST_BYTES = hashlib.sha256().digest_size
-
-
-def cache_root() -> Path:
-    """`NVG_CACHE_DIR`, else the platform's cache directory + "nvg"."""
-    if directory := os.environ.get("NVG_CACHE_DIR"):
-        return Path(directory)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "nvg"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "nvg"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvg"
 
 
 def _sources_digest() -> str:
@@ -156,7 +147,7 @@ class _FileCache(_Cache):  # type: ignore[misc]
     def flush(self) -> None: ...
 
     def _path(self, sig: Any, codegen: Any) -> Path:
-        key = hashlib.sha256(repr((sig, codegen.magic_tuple())).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((sig, codegen.magic_tuple(), cpu.features())).encode()).hexdigest()[:16]
         return _store.directory / f"{re.sub('[^A-Za-z0-9_.]', '_', self._name)}.{key}.bin"
 
     def holds(self, sig: Any, target_context: Any) -> bool:
