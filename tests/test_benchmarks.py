@@ -21,7 +21,7 @@ def run(tmp_path):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('no {name} here', name='{name}')\n", "utf-8")
 
     def run_script(name, *options):
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(BENCHMARKS.parent)])}
         command = [sys.executable, str(BENCHMARKS / name), *options]
         process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
         written = tmp_path / "result.json"
@@ -71,3 +71,16 @@ def test_sampling_measures_nvg_and_names_missing_peers(run):
         assert [len(engines["nvg"]) for engines in rows.values()] == [3, 3]
     assert list(result["problems"]) == ["llama.cpp", "transformers"]
     assert "llama.cpp missing: no llama_cpp here" in process.stdout
+
+
+def test_team_measures_costs_and_decode_in_company(run):
+    options = ("--model", "tales", "--new-tokens", "4", "--repetitions", "2", "--threads", "2", "--json", "result.json")
+    process, result = run("team.py", *options)
+    assert process.returncode == 0, process.stderr
+    assert len(result["team"]["barrier_ns"]) == len(result["team"]["idle_cpu_ms"]) == 2
+    assert min(result["team"]["job_us"]) > 0
+    assert {"alone", "two engines at once, together"} <= set(result["decode_tok_s"])
+    for name, rates in result["decode_tok_s"].items():
+        assert len(rates) == 2
+        assert min(rates) > 0
+        assert name in process.stdout

@@ -24,7 +24,7 @@ from nvg.params import EngineConfig
 from nvg.runtime import team as team_module
 from nvg.runtime.compile_cache import CompileStep, Report, prepare
 from nvg.runtime.cores import default_threads
-from nvg.runtime.team import ABORT, ARRIVED, MEETING_WORDS, NEXT_UNIT, Team
+from nvg.runtime.team import ABORT, ARRIVED, MEETING_WORDS, NEXT_UNIT, PATIENCE, Team
 
 _ACTIVATIONS = {
     "gelu_new": layers.GELU_TANH,
@@ -202,7 +202,7 @@ class GPT2Runner:
             context[name] = array.ctypes.data
         context["num_tokens"], context["num_seqs"], context["num_rows"] = num_tokens, num_seqs, num_rows
         context["tables_width"] = batch.block_tables.shape[1]
-        self._meeting[[ARRIVED, ABORT, NEXT_UNIT]] = 0
+        self._meeting[[ARRIVED, ABORT, NEXT_UNIT, PATIENCE]] = 0, 0, 0, self._team.patience
         self._team.run(self._job.address, self._context.ctypes.data)
         if self._meeting[ABORT]:
             raise AbortedError("the step was aborted")
