@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numba
@@ -148,12 +148,17 @@ class Decodes:
     def _on_one_core(self, name: str) -> float:
         tasks = [int(task) for task in os.listdir("/proc/self/task")]
         try:
-            for task in tasks:
-                os.sched_setaffinity(task, self._cpus[:1])
+            _pin(tasks, self._cpus[:1])
             return self._rate(name)
         finally:
-            for task in tasks:
-                os.sched_setaffinity(task, self._cpus)
+            _pin(tasks, self._cpus)
+
+
+def _pin(tasks: list[int], cpus: list[int]) -> None:
+    """Let these threads of the process run on these CPUs only."""
+    for task in tasks:
+        with suppress(ProcessLookupError):  # it ended
+            os.sched_setaffinity(task, cpus)
 
 
 @contextmanager
