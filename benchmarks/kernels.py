@@ -182,12 +182,17 @@ def measure(product: Product, rows: list[int], machine: Ceilings, repetitions: i
             bound = max(bounds, key=lambda name: bounds[name])
             seconds = product.run(result.num_rows, max(1, round(LEAST_S / bounds[bound])))
             if repetition:  # the first one warms up
-                result.seconds.append(seconds)
-                result.gflop_s.append(operations / seconds / 1e9)
-                result.gb_s.append(product.matrix_bytes / seconds / 1e9)
-                result.of_bound.append(bounds[bound] / seconds)
+                result.seconds.append(_rounded(seconds))
+                result.gflop_s.append(_rounded(operations / seconds / 1e9))
+                result.gb_s.append(_rounded(product.matrix_bytes / seconds / 1e9))
+                result.of_bound.append(_rounded(bounds[bound] / seconds))
                 result.bounds.append(bound)
     return results
+
+
+def _rounded(value: float) -> float:
+    """To as many digits as a measurement has."""
+    return float(f"{value:.4g}")
 
 
 def print_results(results: list[Measured]) -> None:

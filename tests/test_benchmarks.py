@@ -97,8 +97,8 @@ def test_kernels_measures_each_kind_shape_and_number_of_rows(run):
         assert len(kernel["of_bound"]) == len(kernel["bounds"]) == 2
         assert min(kernel["seconds"]) > 0
     first = measured["float32", "attn c_proj", 3]
-    assert first["gflop_s"][0] == pytest.approx(2 * 3 * 768 * 768 / first["seconds"][0] / 1e9)
-    assert first["gb_s"][0] == pytest.approx(4 * 768 * 768 / first["seconds"][0] / 1e9)
+    assert first["gflop_s"][0] == pytest.approx(2 * 3 * 768 * 768 / first["seconds"][0] / 1e9, rel=1e-3)
+    assert first["gb_s"][0] == pytest.approx(4 * 768 * 768 / first["seconds"][0] / 1e9, rel=1e-3)
 
 
 @pytest.mark.parametrize(("option", "value", "shown"), [("--dtype", "int3", "int4"), ("--rows", "1,0", "'0' is no")])
