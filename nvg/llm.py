@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import weakref
+from _thread import start_new_thread
 from collections.abc import Generator, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -89,8 +90,8 @@ class LLM:
             raise
         self._thread = EngineThread(self._engine)
         self._process = os.getpid()
-        self._close = weakref.finalize(self, self._thread.close)
-        self._close.atexit = False  # daemon threads end with the process; waiting for them could only delay it
+        self._dropped = weakref.finalize(self, _close_elsewhere, self._thread)
+        self._dropped.atexit = False  # daemon threads end with the process; waiting for them could only delay it
 
     @property
     def stats(self) -> EngineStats:
@@ -170,7 +171,8 @@ class LLM:
 
     def close(self) -> None:
         """End what runs and free threads and memory."""
-        self._close()
+        self._dropped.detach()
+        self._thread.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -194,6 +196,11 @@ class LLM:
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise EngineError("this LLM was created before a fork, its threads are not here: create it in the child")
+
+
+def _close_elsewhere(thread: EngineThread) -> None:
+    """Close in a new thread: garbage is found in any thread at any moment, also in one that closing would wait for."""
+    start_new_thread(thread.close, ())  # `threading`'s own locks may be what that one is about to give back
 
 
 class Stream:

@@ -98,3 +98,38 @@ def test_load_says_that_a_model_is_too_small(run):
     process, _ = run("load.py", "--model", str(TALES), "--dtype", "int8", "--repetitions", "1", "--new-tokens", "3")
     assert process.returncode == 1
     assert process.stderr.endswith("was not kept and found again: too little room, or too small a model\n")
+
+
+def test_team_measures_costs_and_decode_in_company(run):
+    options = ("--model", "tales", "--new-tokens", "4", "--repetitions", "2", "--threads", "2", "--json", "result.json")
+    process, result = run("team.py", *options)
+    assert process.returncode == 0, process.stderr
+    assert len(result["team"]["barrier_ns"]) == len(result["team"]["idle_cpu_ms"]) == 2
+    assert min(result["team"]["job_us"]) > 0
+    assert {"alone", "two engines at once, together"} <= set(result["decode_tok_s"])
+    for name, rates in result["decode_tok_s"].items():
+        assert len(rates) == 2
+        assert min(rates) > 0
+        assert name in process.stdout
+
+
+def test_kernels_measures_each_kind_shape_and_number_of_rows(run):
+    options = ("--dtype", "float32,int4", "--shape", "attn c_proj,head", "--rows", "1,3,100", "--memory", "1")
+    process, result = run("kernels.py", *options, "--threads", "2", "--repetitions", "2", "--json", "result.json")
+    assert process.returncode == 0, process.stderr
+    measured = {(kernel["dtype"], kernel["shape"], kernel["num_rows"]): kernel for kernel in result["kernels"]}
+    shapes = [("attn c_proj", rows) for rows in (1, 3, 100)] + [("head", rows) for rows in (1, 3)]
+    assert list(measured) == [(dtype, *shape) for dtype in ("float32", "int4") for shape in shapes]
+    for kernel in measured.values():
+        assert len(kernel["of_bound"]) == len(kernel["bounds"]) == 2
+        assert min(kernel["seconds"]) > 0
+    first = measured["float32", "attn c_proj", 3]
+    assert first["gflop_s"][0] == pytest.approx(2 * 3 * 768 * 768 / first["seconds"][0] / 1e9, rel=1e-3)
+    assert first["gb_s"][0] == pytest.approx(4 * 768 * 768 / first["seconds"][0] / 1e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(("option", "value", "shown"), [("--dtype", "int3", "int4"), ("--rows", "1,0", "'0' is no")])
+def test_kernels_refuses_what_it_has_not(run, option, value, shown):
+    process, _ = run("kernels.py", option, value)
+    assert process.returncode == 2
+    assert shown in process.stderr

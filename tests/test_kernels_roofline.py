@@ -85,17 +85,26 @@ def test_multiply_adds_are_made_as_often_as_counted(num_threads, rounds):
         assert len(np.unique(run.results())) == 1
 
 
-@pytest.mark.skipif(roofline.INT8_DOT not in ARITHMETIC, reason="this CPU has no VNNI")
+@pytest.mark.skipif(roofline.INT8_DOT not in ARITHMETIC, reason="this CPU has no dot product of bytes")
 @pytest.mark.parametrize("rounds", [1, 9, 1000])
 def test_byte_dots_are_made_as_often_as_counted(rounds):
     run = Run(2, rounds=rounds)
-    unsigned = np.random.default_rng(1).integers(0, 256, 64, np.uint8)
-    signed = np.random.default_rng(2).integers(-128, 128, 64, np.int8)
-    run.operands[:64], run.operands[64:] = unsigned, signed.view(np.uint8)
+    run.operands[:] = np.random.default_rng(1).integers(0, 256, 128, np.uint8)
     run(ARITHMETIC[roofline.INT8_DOT])
-    dots = (unsigned.astype(np.int32) * signed.astype(np.int32)).reshape(16, 4).sum(1)
-    expected = np.bitwise_xor.reduce([(number + rounds * dots).astype(np.int32) for number in range(1, CHAINS + 1)])
-    assert (run.results().view(np.int32) == expected).all()
+    kind, lanes = cpu.features().int8_dot, cpu.features().vector_floats
+    first, second = run.operands[: 4 * lanes], run.operands[64 : 64 + 4 * lanes].view(np.int8).astype(np.int32)
+    results = []
+    for number in range(1, CHAINS + 1):
+        value = np.full(lanes, number, np.int32)
+        if kind == "pmaddwd":
+            pairs = run.operands[64 : 64 + 4 * lanes].view(np.int16).astype(np.int32).reshape(lanes, 2)
+            for _ in range(rounds):
+                value = value + (value.view(np.int16).reshape(lanes, 2) * pairs).sum(1, dtype=np.int32)
+        else:
+            first = first.view(np.int8) if kind == "sdot" else first
+            value += rounds * (first.astype(np.int32) * second).reshape(lanes, 4).sum(1, dtype=np.int32)
+        results.append(value)
+    assert (run.results().view(np.int32) == np.bitwise_xor.reduce(results)).all()
 
 
 @pytest.mark.skipif(roofline.BF16_DOT not in ARITHMETIC, reason="this CPU has no bfloat16 dot product")
@@ -113,7 +122,9 @@ def test_operations_are_two_for_each_multiply_add_of_each_lane():
     lanes = cpu.features().vector_floats
     assert roofline.operations_per_round(roofline.FMA) == 2 * CHAINS * lanes
     assert roofline.operations_per_round(roofline.BF16_DOT) == 2 * CHAINS * 2 * lanes
-    assert roofline.operations_per_round(roofline.INT8_DOT) == 2 * CHAINS * 4 * lanes
+    if roofline.INT8_DOT in ARITHMETIC:
+        products = 2 if cpu.features().int8_dot == "pmaddwd" else 4
+        assert roofline.operations_per_round(roofline.INT8_DOT) == 2 * CHAINS * products * lanes
 
 
 def test_the_instruction_for_a_dtype_is_one_that_the_machine_has(monkeypatch):

@@ -204,7 +204,9 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_kernels_tiles as tests
+import test_kernels_roofline as roofline
 from nvg.runtime import cpu
+roofline.test_byte_dots_are_made_as_often_as_counted(9)
 tests.test_a_row_has_the_same_bits_in_any_tile_and_with_k_in_any_pieces("bfloat16")
 for dtype in tests.DTYPES:
     tests.test_a_panel_is_the_product_of_what_operands_and_weights_mean(dtype, 160)
@@ -212,21 +214,26 @@ print(cpu.features().vector_floats, cpu.features().int8_dot)
 """
 
 
+SSE = "+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+sse,+popcnt,+cx16,+64bit,+cmov"
+AVX2 = f"{SSE},+avx2,+avx,+fma,+f16c,+bmi,+bmi2"
+
+
 @pytest.mark.skipif(sys.platform == "win32" or os.uname().machine != "x86_64", reason="for x86-64")
 @pytest.mark.parametrize(
-    ("name", "features", "shown"),
+    ("name", "features", "needed", "shown"),
     [
-        ("nehalem", "+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+sse,+popcnt,+cx16,+64bit,+cmov", "4 pmaddwd"),
-        ("haswell", "+avx2,+avx,+fma,+f16c,+bmi,+bmi2,+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+sse,+64bit", "8 pmaddwd"),
+        ("nehalem", SSE, "ssse3", "4 pmaddwd"),
+        ("haswell", AVX2, "avx2", "8 pmaddwd"),
+        ("sierraforest", f"{AVX2},+avxvnni", "avx_vnni", "8 vnni"),
     ],
 )
-def test_every_precision_is_right_without_avx512(name, features, shown):
-    if name == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("needs AVX2")
+def test_every_precision_is_right_without_avx512(name, features, needed, shown):
+    if needed not in Path("/proc/cpuinfo").read_text().split():
+        pytest.skip(f"needs {needed}")
     environment = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
     done = subprocess.run(
         [sys.executable, "-c", BITS, os.path.dirname(__file__)], env=environment, capture_output=True, text=True,
-        timeout=300,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == shown

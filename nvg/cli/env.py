@@ -40,6 +40,7 @@ def env(output_format: str) -> None:
         "cpu": f"{name} ({triple})",
         "cpu features": " ".join(cpu.notable_features()) or "none of interest",
         "vector width": f"{able.vector_floats} x float32, {able.vector_registers} registers",
+        "dot products": f"int8: {able.int8_dot}; bfloat16: {'dpbf16ps' if able.bf16_dot else 'plain'}",
         "cores": f"{cores.physical_cores(cores.allowed_cpus())} physical, {len(cores.allowed_cpus())} logical allowed",
         "default threads": str(cores.default_threads()),
         "free memory": f"{cores.available_memory() / 1e9:.1f} GB",

@@ -8,27 +8,23 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from llvmlite.binding import llvm_version_info
-from numba.core import cgutils
 
-from nvg.kernels.emitter import BFLOAT, I8, I16, Emitter
+from nvg.kernels.emitter import I16, Emitter
+from nvg.runtime.instructions import instruction
 
 
 class PairInstruction:
     """vdpbf16ps: accumulator + a0 b0 + a1 b1 in one instruction (its own order of rounding, the same in every tile)."""
 
     def __init__(self, emit: Emitter) -> None:
-        self._emit = emit
-        self._vector = ir.VectorType(BFLOAT, 2 * emit.width)
-        function_type = ir.FunctionType(emit.vector, [emit.vector, self._vector, self._vector])
-        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * emit.width}"
-        self._function = cgutils.get_or_insert_function(emit.builder.module, function_type, name)
+        self._builder = emit.builder
+        self._instruction = instruction("dpbf16ps", emit.width)
 
     def prepare(self, words: Any) -> Any:
-        return self._emit.builder.bitcast(words, self._vector)
+        return words
 
     def accumulate(self, accumulator: Any, a: Any, b: Any) -> Any:
-        return self._emit.builder.call(self._function, [accumulator, a, b])
+        return self._instruction.call(self._builder, accumulator, a, b)
 
 
 class PairByParts:
@@ -49,31 +45,26 @@ class PairByParts:
 
 def pair_dot(emit: Emitter) -> Any:
     """For lanes of two bfloat16 each."""
-    return PairInstruction(emit) if emit.features.bf16_dot and emit.width >= 8 else PairByParts(emit)
+    return PairInstruction(emit) if emit.features.bf16_dot else PairByParts(emit)
 
 
 class QuadInstruction:
     """vpdpbusd: accumulator + four products of an unsigned and a signed byte."""
 
     def __init__(self, emit: Emitter) -> None:
-        self._emit = emit
-        # the operands' type since LLVM 21; before, they were int32 lanes
-        is_bytes = llvm_version_info[0] >= 21
-        self._vector = ir.VectorType(I8, 4 * emit.width) if is_bytes else emit.ivector
-        function_type = ir.FunctionType(emit.ivector, [emit.ivector, self._vector, self._vector])
-        name = f"llvm.x86.avx512.vpdpbusd.{32 * emit.width}"
-        self._function = cgutils.get_or_insert_function(emit.builder.module, function_type, name)
+        self._builder = emit.builder
+        self._instruction = instruction("vnni", emit.width)
 
     def start(self, emit: Emitter, correction: Any) -> Any:
         return emit.splat(correction)
 
     def weights(self, words: Any) -> Any:
-        return self._emit.builder.bitcast(words, self._vector)
+        return words
 
     activations = weights
 
     def accumulate(self, accumulator: Any, weights: Any, activations: Any) -> Any:
-        return self._emit.builder.call(self._function, [accumulator, weights, activations])
+        return self._instruction.call(self._builder, accumulator, weights, activations)
 
 
 class QuadSigned:
@@ -81,23 +72,20 @@ class QuadSigned:
 
     def __init__(self, emit: Emitter) -> None:
         self._emit = emit
-        self._vector = ir.VectorType(I8, 4 * emit.width)
-        function_type = ir.FunctionType(emit.ivector, [emit.ivector, self._vector, self._vector])
-        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
-        self._function = cgutils.get_or_insert_function(emit.builder.module, function_type, name)
+        self._instruction = instruction("sdot", emit.width)
 
     def start(self, emit: Emitter, correction: Any) -> Any:
         return emit.iconstant(0)
 
     def weights(self, words: Any) -> Any:
         emit, b = self._emit, self._emit.builder
-        return b.bitcast(b.xor(words, emit.iconstant(0x80808080 - (1 << 32))), self._vector)
+        return b.xor(words, emit.iconstant(0x80808080 - (1 << 32)))
 
     def activations(self, words: Any) -> Any:
-        return self._emit.builder.bitcast(words, self._vector)
+        return words
 
     def accumulate(self, accumulator: Any, weights: Any, activations: Any) -> Any:
-        return self._emit.builder.call(self._function, [accumulator, weights, activations])
+        return self._instruction.call(self._emit.builder, accumulator, weights, activations)
 
 
 class QuadByPairs:
@@ -106,10 +94,7 @@ class QuadByPairs:
     def __init__(self, emit: Emitter) -> None:
         self._emit = emit
         self._vector = ir.VectorType(I16, 2 * emit.width)
-        function_type = ir.FunctionType(emit.ivector, [self._vector, self._vector])
-        names = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
-        name = names[emit.width]
-        self._function = cgutils.get_or_insert_function(emit.builder.module, function_type, name)
+        self._instruction = instruction("pmaddwd", emit.width)
 
     def start(self, emit: Emitter, correction: Any) -> Any:
         return emit.splat(correction)
@@ -117,8 +102,7 @@ class QuadByPairs:
     def weights(self, words: Any) -> tuple[Any, Any]:
         emit, b = self._emit, self._emit.builder
         low = emit.iconstant(0x00FF00FF)
-        even, odd = b.and_(words, low), b.and_(b.lshr(words, emit.iconstant(8)), low)
-        return b.bitcast(even, self._vector), b.bitcast(odd, self._vector)
+        return b.and_(words, low), b.and_(b.lshr(words, emit.iconstant(8)), low)
 
     def activations(self, words: Any) -> tuple[Any, Any]:
         b = self._emit.builder
@@ -129,7 +113,7 @@ class QuadByPairs:
     def accumulate(self, accumulator: Any, weights: tuple[Any, Any], activations: tuple[Any, Any]) -> Any:
         b = self._emit.builder
         for part, other in zip(weights, activations, strict=True):
-            accumulator = b.add(accumulator, b.call(self._function, [part, other]))
+            accumulator = b.add(accumulator, self._instruction.call(b, part, other))
         return accumulator
 
 

@@ -8,28 +8,10 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from nvg.runtime import cpu
+from nvg.runtime.instructions import instruction
 
 LANES = 16
 F32, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-
-
-class _BFloat(ir.types.Type):  # type: ignore[misc]
-    """LLVM's bfloat, which llvmlite has no name for."""
-
-    null = "0.0"
-    intrinsic_name = "bf16"
-
-    def __str__(self):
-        return "bfloat"
-
-    def __eq__(self, other):
-        return isinstance(other, _BFloat)
-
-    def __hash__(self):
-        return hash("bfloat")
-
-
-BFLOAT = _BFloat()
 
 
 class Emitter:
@@ -129,15 +111,8 @@ class Emitter:
                 is_code = b.icmp_unsigned("==", index, ir.Constant(byte_vector, [code] * count))
                 result = b.select(is_code, ir.Constant(byte_vector, [table[code]] * count), result)
         else:
-            name = {
-                ("pshufb", 64): "llvm.x86.avx512.pshuf.b.512",
-                ("pshufb", 32): "llvm.x86.avx2.pshuf.b",
-                ("pshufb", 16): "llvm.x86.ssse3.pshuf.b.128",
-                ("tbl", 16): "llvm.aarch64.neon.tbl1.v16i8",
-            }[kind, count]
-            function_type = ir.FunctionType(byte_vector, [byte_vector, byte_vector])
-            function = cgutils.get_or_insert_function(b.module, function_type, name)
-            result = b.call(function, [ir.Constant(byte_vector, list(table) * (count // 16)), index])
+            tables = ir.Constant(byte_vector, list(table) * (count // 16))
+            result = instruction(kind, self.width).call(b, tables, index)
         return b.bitcast(result, self.ivector)
 
     def constant(self, value):

@@ -15,16 +15,18 @@ from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from nvg.kernels.emitter import BFLOAT, F32, I32, I64
+from nvg.kernels.emitter import F32, I32, I64
 from nvg.runtime import cpu
 from nvg.runtime.compile_cache import CompileStep, Job
+from nvg.runtime.instructions import instruction
 
 CHAINS = 12  # with two operands they fit in 16 registers; no x86 or ARM core needs more to be busy
 LINE_BYTES = 64
 STEP_LINES = 8  # read in one turn of the loop
 
 FMA, BF16_DOT, INT8_DOT = "fma", "bf16_dot", "int8_dot"
-"""Instructions: float32 multiply-adds; dot products of bfloat16 pairs; dot products of four bytes."""
+"""Instructions: float32 multiply-adds; dot products of bfloat16 pairs; dot products of four bytes, or of two int16 with
+the addition that makes them the same where that is the best there is."""
 
 _FIELDS = ("data", "num_lines", "prefetch_bytes", "rounds", "operands", "sink")
 ROOFLINE_CONTEXT = np.dtype([(name, np.int64) for name in _FIELDS], align=True)
@@ -138,29 +140,26 @@ def _repeated(element, instruction):
     return repeat
 
 
-def _call(builder, name, result, *args):
-    """Call an LLVM intrinsic."""
-    function_type = ir.FunctionType(result, [arg.type for arg in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
-
-
 def _fma(builder, accumulator, a, b):
     """accumulator * a + b: without a fused instruction neither half can leave the loop."""
+    vector = accumulator.type
     if cpu.features().fma:
-        return _call(builder, f"llvm.fma.v{accumulator.type.count}f32", accumulator.type, accumulator, a, b)
+        name, function_type = f"llvm.fma.v{vector.count}f32", ir.FunctionType(vector, [vector] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [accumulator, a, b])
     return builder.fadd(builder.fmul(accumulator, a), b)
 
 
 def _bf16_dot(builder, accumulator, a, b):
-    pairs = ir.VectorType(BFLOAT, 32)
-    operands = [builder.bitcast(value, pairs) for value in (a, b)]
-    return _call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", accumulator.type, accumulator, *operands)
+    return instruction("dpbf16ps", accumulator.type.count).call(builder, accumulator, a, b)
 
 
 def _int8_dot(builder, accumulator, a, b):
-    # Operands as vectors of int32, the older form: LLVM 22 takes bytes, and changes this into that when it parses it.
-    a, b = (builder.bitcast(value, accumulator.type) for value in (a, b))
-    return _call(builder, "llvm.x86.avx512.vpdpbusd.512", accumulator.type, accumulator, a, b)
+    """accumulator + a . b; pmaddwd only multiplies, and would leave the loop: accumulator + accumulator . b."""
+    kind = cpu.features().int8_dot
+    dot = instruction(kind, accumulator.type.count)
+    if kind == "pmaddwd":
+        return builder.add(accumulator, dot.call(builder, accumulator, b))
+    return dot.call(builder, accumulator, a, b)
 
 
 _repeat_fma = _repeated(F32, _fma)
@@ -199,12 +198,12 @@ read_memory = Job(_read_memory)
 _ARITHMETIC = {FMA: Job(_multiply_add)}
 if cpu.features().bf16_dot:
     _ARITHMETIC[BF16_DOT] = Job(_multiply_bf16)
-if cpu.features().int8_dot == "vnni" and cpu.features().vector_floats == 16:
+if cpu.features().int8_dot != "plain":
     _ARITHMETIC[INT8_DOT] = Job(_multiply_int8)
 ARITHMETIC = MappingProxyType(_ARITHMETIC)
 """The instructions that this machine has, and the job that repeats each `rounds` times CHAINS on every thread."""
 
-_PRODUCTS_A_LANE = {FMA: 1, BF16_DOT: 2, INT8_DOT: 4}
+_PRODUCTS_A_LANE = {FMA: 1, BF16_DOT: 2, INT8_DOT: 2 if cpu.features().int8_dot == "pmaddwd" else 4}
 
 
 def operations_per_round(instruction: str) -> int:

@@ -26,7 +26,7 @@ from nvg.params import EngineConfig
 from nvg.runtime import team as team_module
 from nvg.runtime.compile_cache import CompileStep, Report, prepare
 from nvg.runtime.cores import default_threads
-from nvg.runtime.team import ABORT, MEETING_WORDS, Team
+from nvg.runtime.team import ABORT, MEETING_WORDS, PATIENCE, Team
 
 _ACTIVATIONS = {
     "gelu_new": layers.GELU_TANH,
@@ -203,6 +203,7 @@ class GPT2Runner:
         )  # fmt: skip
         assert longest <= self.max_model_len
         self._meeting[:] = 0
+        self._meeting[PATIENCE] = self._team.patience
         self._team.run(self._job.address, self._context_address)
         if self._meeting[ABORT]:
             raise AbortedError("the step was aborted")

@@ -51,19 +51,25 @@ def atomic_store(typingctx, words, index, value):
     return types.void(words, types.int64, types.int64), codegen
 
 
+def emit_pause(builder):
+    """Write what tells the core that this is a waiting loop."""
+    triple, no_result = builder.module.triple, ir.VoidType()
+    if triple.startswith(("x86_64", "i686")):
+        hint = ir.FunctionType(no_result, [])
+        builder.call(cgutils.get_or_insert_function(builder.module, hint, "llvm.x86.sse2.pause"), [])
+    elif triple.startswith(("aarch64", "arm64")):
+        # a barrier for instructions takes as long as x86's pause; the hint "yield" is over at once
+        barrier = ir.FunctionType(no_result, [_I32])
+        function = cgutils.get_or_insert_function(builder.module, barrier, "llvm.aarch64.isb")
+        builder.call(function, [ir.Constant(_I32, 15)])
+
+
 @intrinsic
 def pause(typingctx):
     """Tell the core that this is a waiting loop."""
 
     def codegen(context, builder, sig, args):
-        triple = builder.module.triple
-        if triple.startswith(("x86_64", "i686")):
-            hint = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, hint, "llvm.x86.sse2.pause"), [])
-        elif triple.startswith(("aarch64", "arm64")):
-            hint = ir.FunctionType(ir.VoidType(), [_I32])
-            yield_hint = ir.Constant(_I32, 1)
-            builder.call(cgutils.get_or_insert_function(builder.module, hint, "llvm.aarch64.hint"), [yield_hint])
+        emit_pause(builder)
         return context.get_dummy_value()
 
     return types.void(), codegen

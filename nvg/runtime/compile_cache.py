@@ -2,9 +2,9 @@
 
 The cache directory is keyed by everything that decides the machine code but that Numba's own cache does not see (our
 kernel sources, all of them, and the versions of the compilers); each entry's name also holds the signature, the CPU's
-name and its features. Entries are pickles: the directory is private (0700), and each file carries a digest that is
-checked before it is loaded, because damaged machine code would crash rather than fail. A cache that can't be used
-costs a recompilation and one warning, never the run.
+name, its features and what of these is used. Entries are pickles: the directory is private (0700), and each file
+carries a digest that is checked before it is loaded, because damaged machine code would crash rather than fail. A cache
+that can't be used costs a recompilation and one warning, never the run.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from nvg._version import __version__
+from nvg.runtime import cpu
 from nvg.runtime.caches import cache_root, make_private
 
 Report = Callable[[str], None]
@@ -135,7 +136,7 @@ class _FileCache(_Cache):  # type: ignore[misc]
     def flush(self) -> None: ...
 
     def _path(self, sig: Any, codegen: Any) -> Path:
-        key = hashlib.sha256(repr((sig, codegen.magic_tuple())).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((sig, codegen.magic_tuple(), cpu.features())).encode()).hexdigest()[:16]
         return _store.directory / f"{re.sub('[^A-Za-z0-9_.]', '_', self._name)}.{key}.bin"
 
     def holds(self, sig: Any, target_context: Any) -> bool:

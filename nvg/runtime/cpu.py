@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from numba.core.registry import cpu_target
+
+from nvg.runtime.instructions import instruction
+from nvg.runtime.probe import missing_instructions
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,37 @@ def features_of(triple: str, on: frozenset[str]) -> Features:
 def target() -> tuple[str, str, frozenset[str]]:
     """(triple, CPU name, features that are on) of the machine code that Numba makes; follows NUMBA_CPU_NAME and
     NUMBA_CPU_FEATURES."""
-    triple, name, features = cpu_target.target_context.codegen().magic_tuple()
+    triple, name, features = _llvm_target()
     return triple, name, frozenset(f[1:] for f in features.split(",") if f.startswith("+"))
+
+
+def _llvm_target() -> tuple[str, str, str]:
+    target: tuple[str, str, str] = cpu_target.target_context.codegen().magic_tuple()
+    return target
 
 
 @cache
 def features() -> Features:
-    """Of the machine code that Numba makes here."""
+    """Of the machine code that Numba makes here, without the instructions that it can't."""
     triple, _, on = target()
-    return features_of(triple, on)
+    found = features_of(triple, on)
+    kinds = {found.int8_dot, found.byte_shuffle} - {"plain"}
+    if found.int8_dot == "vnni":
+        kinds.add("pmaddwd")  # what there is without it
+    if found.bf16_dot:
+        kinds.add("dpbf16ps")
+    wanted = {kind: instruction(kind, found.vector_floats) for kind in sorted(kinds)}
+    names = missing_instructions(_llvm_target(), list(wanted.values()))
+    missing = {kind for kind, one in wanted.items() if one.name in names}
+    int8_dot = found.int8_dot
+    if int8_dot in missing:
+        int8_dot = "pmaddwd" if int8_dot == "vnni" and "pmaddwd" not in missing else "plain"
+    return replace(
+        found,
+        bf16_dot=found.bf16_dot and "dpbf16ps" not in missing,
+        int8_dot=int8_dot,
+        byte_shuffle="plain" if found.byte_shuffle in missing else found.byte_shuffle,
+    )
 
 
 _NOTABLE = ("avx2", "fma", "f16c", "avx512f", "avx512vnni", "avxvnni", "avx512bf16", "amx-tile", "neon", "dotprod")

@@ -57,7 +57,7 @@ _set_affinity = _affinity_call("sched_setaffinity")
 
 @njit
 def move_apart(cpus, thread, num_threads, masks, offset):
-    """Move the calling thread to another core if one of the threads below it is on the same one.
+    """Move the calling thread to another core if one of the threads below it is on the same one; True if it must stay.
 
     cpus[t]: the CPU that thread t was last seen on; cpus[thread] is written. masks[offset : offset + 2 * MASK_WORDS]
     is overwritten. The affinity mask is afterwards what it was.
@@ -66,9 +66,9 @@ def move_apart(cpus, thread, num_threads, masks, offset):
     cpus[thread] = own
     is_shared = False
     for other in range(thread):
-        is_shared = is_shared or cpus[other] == own
-    if own < 0 or not is_shared or _get_affinity(masks, offset) != 0:
-        return
+        is_shared = is_shared or (own >= 0 and cpus[other] == own)
+    if not is_shared or _get_affinity(masks, offset) != 0:
+        return is_shared
     kept = offset + MASK_WORDS
     for word in range(MASK_WORDS):
         masks[kept + word] = masks[offset + word]
@@ -79,6 +79,8 @@ def move_apart(cpus, thread, num_threads, masks, offset):
     room = np.int64(0)
     for word in range(MASK_WORDS):
         room |= masks[offset + word]
-    if room != 0 and _set_affinity(masks, offset) == 0:
-        _set_affinity(masks, kept)
-        cpus[thread] = current_cpu()
+    if room == 0 or _set_affinity(masks, offset) != 0:
+        return True
+    _set_affinity(masks, kept)
+    cpus[thread] = current_cpu()
+    return False
