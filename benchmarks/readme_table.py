@@ -2,8 +2,9 @@
 
     python benchmarks/readme_table.py
 
-For each kind of work and precision: nvg's median tokens a second, and its ratio to each peer's with the spread of the
-repetitions. A peer in several variants is given by the one that was fastest at that work.
+For each kind of work and precision: nvg's median tokens a second, what fraction that is of what reading or computing
+allows, and its ratio to each peer's with the spread of the repetitions. A peer in several variants is given by the one
+that was fastest at that work.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def table(result: dict[str, Any]) -> str:
             if engine["peer"] != "nvg" and engine["peer"] not in peers and not engine["problem"]:
                 peers.append(engine["peer"])
     lines = [
-        "| work | precision | nvg tok/s | " + " | ".join(f"x {peer}" for peer in peers) + " |",
-        "|---" * (3 + len(peers)) + "|",
+        "| work | precision | nvg tok/s | of the machine's | " + " | ".join(f"x {peer}" for peer in peers) + " |",
+        "|---" * (4 + len(peers)) + "|",
     ]
     tasks = list(next(iter(result["precisions"].values()))["work"])
     for task in tasks:
@@ -50,7 +51,9 @@ def table(result: dict[str, Any]) -> str:
                 variants = [n for n, e in measured["engines"].items() if e["peer"] == peer and not e["problem"]]
                 cells.append(cell(work, variants))
             median = statistics.median(work["tok_s"]["nvg"])
-            lines.append(f"| {task} | {precision} | {median:.0f} | " + " | ".join(cells) + " |")
+            limit = work["nvg_of_ceiling"]
+            fraction = f"{limit['median']:.2f} of {limit['bound']}"
+            lines.append(f"| {task} | {precision} | {median:.0f} | {fraction} | " + " | ".join(cells) + " |")
     machine, settings = result["machine"], result["settings"]
     where = (
         f"Measured on {machine['date'][:10]}, {machine['processor']} ({machine['cpu'].split(' ')[0]}), "

@@ -4,7 +4,8 @@
 
 Precision by precision, each engine does the same work in turn, in a process of its own; each repetition has other
 tokens and begins with another engine, so a ratio compares neighbours in time. Before anything is timed every engine's
-logits are compared with nvg's in float32.
+logits are compared with nvg's in float32. After each repetition comes what the machine itself can do: how fast the same
+threads read memory and repeat the fastest instruction; nvg's rates are shown as fractions of what that allows.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bounds import Bounds, Machine
 from converted import source_key
 from dummy import SIZES, write_checkpoint
 from engines import PEERS, PRECISIONS, TOKEN_TOLERANCE, TOLERANCES, VARIANTS, EngineProcess, Setup, Variant
 from report import Spread, facts, print_facts, print_table, write_json
 from work import Logits, Task, Work
 
+from nvg.bench.ceilings import ceilings
 from nvg.errors import NvgError
 from nvg.hub import resolve_model
+from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import read_config
+from nvg.model.packing import Layout
 from nvg.runtime.cores import default_threads
 
 WORK = "prefill-16,prefill-128,prefill-512,prefill-900,decode-1,decode-1-900,decode-8,decode-16,greedy-1,topp-1,topp-16"
@@ -148,27 +153,38 @@ def compare(engine: Measured, works: list[Work], wanted: list[Logits]) -> None:
             engine.token_gap = max(engine.token_gap or 0.0, gap)
 
 
-def measure(engines: list[Measured], tasks: list[Task], vocab_size: int, repetitions: int) -> None:
+def measure(
+    engines: list[Measured], tasks: list[Task], vocab_size: int, repetitions: int, machine: Machine, threads: int
+) -> None:
     """Take turns; who begins changes with the repetition, and the first one, which warms up, is not counted."""
-    for repetition in range(repetitions + 1):
-        begin = repetition % len(engines)
-        for task in tasks:
-            work = task.draw(vocab_size, repetition)
-            for engine in engines[begin:] + engines[:begin]:
-                if task.kind in ("greedy", "topp") and not engine.variant.has_sampler:
-                    continue
-                done = engine.process.run(work)
-                if done is not None and repetition:
-                    engine.tok_s.setdefault(task.name, []).append(work.num_tokens / done.outcome.seconds)
-                    engine.wall_s += done.wall_s
-                    engine.cpu_s += done.cpu_s
-                    engine.waiting_cpu_s += done.waiting_cpu_s
+    with ceilings(threads) as measured:
+        for repetition in range(repetitions + 1):
+            take_turns(engines, tasks, vocab_size, repetition)
+            if repetition:
+                machine.measure(measured)
+
+
+def take_turns(engines: list[Measured], tasks: list[Task], vocab_size: int, repetition: int) -> None:
+    """A repetition."""
+    begin = repetition % len(engines)
+    for task in tasks:
+        work = task.draw(vocab_size, repetition)
+        for engine in engines[begin:] + engines[:begin]:
+            if task.kind in ("greedy", "topp") and not engine.variant.has_sampler:
+                continue
+            done = engine.process.run(work)
+            if done is not None and repetition:
+                engine.tok_s.setdefault(task.name, []).append(work.num_tokens / done.outcome.seconds)
+                engine.wall_s += done.wall_s
+                engine.cpu_s += done.cpu_s
+                engine.waiting_cpu_s += done.waiting_cpu_s
 
 
 def run_precision(
-    precision: str, args: argparse.Namespace, setup: Setup, works: list[Work], wanted: list[Logits]
+    machine: Machine, args: argparse.Namespace, setup: Setup, works: list[Work], wanted: list[Logits]
 ) -> list[Measured]:
     """All engines of a precision, with what was measured or with their problem; the wrong ones are not timed."""
+    precision = machine.bounds.precision
     variants = [variant for variant in VARIANTS if variant.precision == precision and variant.peer in args.engines]
     with ExitStack() as stack:
         engines = []
@@ -182,7 +198,7 @@ def run_precision(
         if right:
             vocab_size = wanted[0].shape[-1]
             print(f"{precision}: measuring {', '.join(e.variant.name for e in right)}", file=sys.stderr, flush=True)
-            measure(right, args.tasks, vocab_size, args.repetitions)
+            measure(right, args.tasks, vocab_size, args.repetitions, machine, args.threads)
     return engines
 
 
@@ -197,14 +213,15 @@ def ratios(engines: list[Measured], task: str) -> dict[str, Spread]:
     return {engine.variant.name: Spread.of_ratios(nvg, engine.tok_s[task]) for engine in peers}
 
 
-def print_precision(precision: str, engines: list[Measured], tasks: list[Task]) -> None:
+def print_precision(machine: Machine, engines: list[Measured], tasks: list[Task]) -> None:
     """A table for each task, and one of the engines."""
+    precision = machine.bounds.precision
     problems = {engine.variant.name: engine.process.problem for engine in engines if engine.process.problem}
     problems |= {engine.variant.name: "wrong: another model by its logits" for engine in engines if engine.is_wrong}
     rows = []
     for task in tasks:
         by_name = ratios(engines, task.name)
-        rows.append([f"{precision}, {task.name}", "tok/s", "nvg is x"])
+        rows.append([f"{precision}, {task.name}", "tok/s", "nvg is x; nvg: of what the machine can"])
         for engine in engines:
             name = engine.variant.name
             tok_s = engine.tok_s.get(task.name)
@@ -213,7 +230,11 @@ def print_precision(precision: str, engines: list[Measured], tasks: list[Task]) 
             else:
                 text = problems.get(name) or "has no sampler"
                 text = text if len(text) < 40 else f"{text[:36]}..."
-            rows.append([f"  {name}", text, by_name[name].text(2) if name in by_name else ""])
+            beside = by_name[name].text(2) if name in by_name else ""
+            if tok_s and engine.variant.peer == "nvg":
+                bound, fraction = machine.of_ceiling(task, tok_s)
+                beside = f"{fraction.text(2)} of {bound}"
+            rows.append([f"  {name}", text, beside])
     print_table(rows)
     print()
     rows = [[precision, "what", "from nvg's float32", "cores used", "CPU time while waiting"]]
@@ -227,10 +248,13 @@ def print_precision(precision: str, engines: list[Measured], tasks: list[Task]) 
             difference = "" if engine.token_gap is None else f"its token by {engine.token_gap:.2f} sigma"
         rows.append([f"  {name}", what, difference, f"{engine.cores:.2f}", f"{engine.waiting_cpu_s:.2f} s"])
     print_table(rows)
+    if machine.read_bytes_s:
+        read, rate = (Spread.of([value / 1e9 for value in v]) for v in (machine.read_bytes_s, machine.operations_s))
+        print(f"\nthe machine reads {read.text(1)} GB/s and computes {rate.text(0)} GFLOP/s ({precision})")
     print()
 
 
-def as_json(engines: list[Measured], tasks: list[Task]) -> dict[str, Any]:
+def as_json(machine: Machine, engines: list[Measured], tasks: list[Task]) -> dict[str, Any]:
     """A precision's part of the JSON file."""
     described = {}
     for engine in engines:
@@ -249,7 +273,11 @@ def as_json(engines: list[Measured], tasks: list[Task]) -> dict[str, Any]:
         by_name = {engine.variant.name: engine.tok_s[task.name] for engine in engines if task.name in engine.tok_s}
         compared = {name: vars(spread) for name, spread in ratios(engines, task.name).items()}
         work[task.name] = {"tok_s": by_name, "nvg_is_x": compared}
-    return {"engines": described, "work": work}
+        for name in by_name.keys() & {"nvg"}:
+            bound, fraction = machine.of_ceiling(task, by_name[name])
+            work[task.name]["nvg_of_ceiling"] = {"bound": bound, **vars(fraction)}
+    rates = {"read_bytes_s": machine.read_bytes_s, "operations_s": machine.operations_s}
+    return {"engines": described, "work": work, "machine": rates}
 
 
 def fitting(args: argparse.Namespace, n_positions: int) -> str | None:
@@ -271,23 +299,26 @@ def run(args: argparse.Namespace, directory: Path, scratch: Path) -> int:
     if problem is not None:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    machine = facts()
-    print_facts(machine)
+    about = facts()
+    print_facts(about)
+    with Checkpoint(directory) as checkpoint:
+        weight_bytes = {precision: Layout(checkpoint, precision).size for precision in args.precision}
     context = max(*(task.tokens for task in args.tasks), _CHECK_TOKENS + _CHECK_STEPS)
     batch = max(*(task.batch for task in args.tasks), _CHECK_BATCH)
     setup = Setup(directory, scratch, "float32", args.threads, context, batch)
     works = check_works(config.vocab_size)
     wanted = reference(setup, works)
     print(f"tokens a second, {args.threads} threads; median (least-greatest) of {args.repetitions} repetitions\n")
-    result: dict[str, Any] = {"machine": machine}
+    result: dict[str, Any] = {"machine": about}
     settings = ("model", "dummy", "threads", "new_tokens", "repetitions")
     result["settings"] = {name: getattr(args, name) for name in settings}
     result["precisions"] = {}
     wrong = []
     for precision in args.precision:
-        engines = run_precision(precision, args, setup, works, wanted)
-        print_precision(precision, engines, args.tasks)
-        result["precisions"][precision] = as_json(engines, args.tasks)
+        machine = Machine(Bounds(config, precision, weight_bytes[precision]))
+        engines = run_precision(machine, args, setup, works, wanted)
+        print_precision(machine, engines, args.tasks)
+        result["precisions"][precision] = as_json(machine, engines, args.tasks)
         wrong += [f"{engine.variant.name} in {precision}" for engine in engines if engine.is_wrong]
     write_json(args.json, result)
     for name in wrong:

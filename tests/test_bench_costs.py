@@ -7,7 +7,7 @@ import pytest
 from checkpoints import random_tensors
 
 from nvg.model.config import ModelConfig
-from nvg.model.costs import decode_kv_bytes, prefill_operations, streamed_weight_bytes
+from nvg.model.costs import decode_kv_bytes, decode_operations, prefill_operations, streamed_weight_bytes
 
 CONFIG = ModelConfig(vocab_size=101, n_positions=40, n_embd=12, n_layer=3, n_head=2, n_inner=20)
 
@@ -46,6 +46,12 @@ def test_streamed_weights_are_all_but_the_tables_that_are_looked_up(tied, bytes_
         if name != "wpe.weight" and (tied or name != "wte.weight"):
             streamed += size
     assert streamed_weight_bytes(config, stored) == streamed
+
+
+def test_a_decode_step_is_what_one_more_token_adds_to_a_prefill():
+    for context, num_steps in ((0, 1), (5, 1), (5, 4)):
+        before, after = (prefill_operations(CONFIG, context + more, more) for more in (0, num_steps))
+        assert decode_operations(CONFIG, context, num_steps) == pytest.approx((after - before) / num_steps)
 
 
 def test_kv_bytes_are_the_mean_over_the_steps():

@@ -20,6 +20,14 @@ def prefill_operations(config: ModelConfig, num_tokens: int, num_rows: int = 1) 
     return 2 * products
 
 
+def decode_operations(config: ModelConfig, context: int, num_steps: int) -> float:
+    """The same of one sequence's decode step with its row of logits: the mean of `num_steps` steps of which the first
+    comes after `context` tokens."""
+    c = config.n_embd
+    keys = context + (num_steps + 1) / 2  # a token attends to itself, too
+    return 2 * (config.n_layer * (_layer_weights(config) + 2 * keys * c) + c * config.vocab_size)
+
+
 def streamed_weight_bytes(config: ModelConfig, weight_bytes: int) -> int:
     """Of `weight_bytes`, all of a model's parameters as they are stored, those that every decode step reads.
 
