@@ -1,12 +1,17 @@
 """Fixtures that several rooms' tests share. Kernels are compiled into the user's own cache, once for all workers."""
 
 import os
+import signal
 import sys
 
 import pytest
 from checkpoints import write_checkpoint
 
 os.environ["NVG_PACKED_CACHE_GB"] = "0"  # nothing of the tests' checkpoints is kept, but where that is what is tested
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # a job in the background: what it starts would ignore Ctrl-C, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
