@@ -23,6 +23,7 @@ from bounds import Bounds, Machine
 from converted import source_key
 from dummy import SIZES, write_checkpoint
 from engines import PEERS, PRECISIONS, TOKEN_TOLERANCE, TOLERANCES, VARIANTS, EngineProcess, Setup, Variant
+from load import forget
 from report import Spread, facts, print_facts, print_table, write_json
 from work import Logits, Task, Work
 
@@ -331,7 +332,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="nvg-benchmark-") as temporary:
         scratch = (args.keep or Path(temporary)).resolve()
         directory = write_checkpoint(scratch / args.dummy, args.dummy) if args.dummy else resolve_model(args.model)
-        return run(args, directory, scratch / f"converted-{source_key(directory)}")
+        try:
+            return run(args, directory, scratch / f"converted-{source_key(directory)}")
+        finally:
+            if args.dummy and not args.keep:
+                forget(directory)
 
 
 if __name__ == "__main__":
