@@ -10,10 +10,11 @@ from nvg.kernels.microkernels import TILE_COLUMNS, heights, panel_product
 from nvg.kernels.tiles import FROM_C
 from nvg.runtime.compile_cache import njit
 
-ROW_BLOCK = 240
-"""Rows that pass a panel before the next one: their operands stay in the second-level cache."""
-_STREAM_AHEAD = 2 << 10  # bytes
+ROW_BLOCK = 512
+"""Rows that pass a panel before the next one. Their operands may come from the last-level cache each time: that is fast
+enough, and weights are read once for all rows of a usual step."""
 _FEW_ROWS = 4
+"""Up to so many rows are done as fast as weights come, and these come fastest where only the hardware fetches ahead."""
 _PIECE_BYTES = 16 << 10  # of a panel, in the first-level cache while rows pass
 
 
@@ -28,8 +29,8 @@ def row_block_product(dtype: str) -> Any:
     """The compiled function (a, lda, num_rows, b, c, ldc, steps, mode, bias, next_panel): up to ROW_BLOCK rows times
     one whole panel of `dtype`, all arguments int64, addresses and distances in bytes.
 
-    Few rows stream the panel, fetching what is a little ahead. Of more rows all pass a piece of it, which stays in the
-    first-level cache, while the next piece is fetched, at last that of `next_panel` (0: nothing is fetched).
+    Few rows stream the panel. Of more rows all pass a piece of it, which stays in the first-level cache, while the next
+    piece is fetched, at last that of `next_panel` (0: nothing is fetched).
     """
     multiply_panel = panel_product(dtype, prefetches=True)
     high = heights(dtype)[0]
@@ -41,17 +42,12 @@ def row_block_product(dtype: str) -> Any:
 
     def multiply(a, lda, num_rows, b, c, ldc, steps, mode, bias, next_panel):
         num_tiles = (num_rows + high - 1) // high * (PANEL // TILE_COLUMNS)
-        lines = 0 if next_panel == 0 else (step_lines + num_tiles - 1) // num_tiles
+        lines = 0 if next_panel == 0 or num_rows <= _FEW_ROWS else (step_lines + num_tiles - 1) // num_tiles
         num_pieces = 1 if num_rows <= _FEW_ROWS else (steps + piece_steps - 1) // piece_steps
         piece = (steps + num_pieces - 1) // num_pieces
         for start in range(0, steps, piece):
             count = min(piece, steps - start)
-            if num_rows <= _FEW_ROWS:
-                fetch = b + _STREAM_AHEAD
-            elif start + piece < steps:
-                fetch = b + (start + piece) * b_step
-            else:
-                fetch = next_panel
+            fetch = b + (start + piece) * b_step if start + piece < steps else next_panel
             multiply_panel(
                 a + start * a_step, lda, num_rows, b + start * b_step, c, ldc,
                 count, mode if start == 0 else FROM_C, bias, fetch, fetch + count * b_step, lines,
