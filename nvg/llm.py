@@ -12,8 +12,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from nvg import hub
-from nvg.engine.engine import Engine, EngineStats
+from nvg.engine.engine import Engine
 from nvg.engine.sequence import Request
+from nvg.engine.stats import EngineStats
 from nvg.engine.thread import EngineThread
 from nvg.errors import CheckpointError, EngineError, ParameterError
 from nvg.model.checkpoint import Checkpoint
@@ -238,8 +239,7 @@ def _until_finished(request: Request, pieces: SimpleQueue[Piece], thread: Engine
 
 def _abort(requests: list[Request], thread: EngineThread) -> None:
     with contextlib.suppress(EngineError):  # closed meanwhile: nothing is left to end
-        for request in requests:
-            thread.abort(request)
+        thread.abort(requests)
 
 
 def _pair(

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nvg.engine.engine import EngineStats
+from nvg.engine.stats import EngineStats
 
 _LINE_EVERY_S = 10.0
 

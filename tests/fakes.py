@@ -1,10 +1,12 @@
 """A model runner of one's own, as a third party would write it: logits from a table, checked use of the KV blocks."""
 
 import threading
+from dataclasses import fields
 
 import numpy as np
 
 from nvg.errors import AbortedError
+from nvg.model.contract import Batch
 
 
 class TableRunner:
@@ -21,6 +23,8 @@ class TableRunner:
         self.closed = False
         self.hold = threading.Event()
         self.hold.set()
+        self.runs = threading.Event()
+        """Set when the first step has begun."""
         self._aborted = False
 
     def bytes_per_block(self, block_size):
@@ -34,6 +38,7 @@ class TableRunner:
 
     def execute(self, batch):
         self._aborted = False
+        self.runs.set()
         while not self.hold.wait(0.01):
             if self._aborted:
                 raise AbortedError("the step was aborted")
@@ -41,7 +46,7 @@ class TableRunner:
         assert all(getattr(batch, name).dtype == np.int32 for name in batch.__dataclass_fields__)
         assert len(batch.token_ids) <= self.max_batched_tokens
         assert len(batch.logits_rows) <= self.max_logits_rows
-        used = []
+        read, written = [], []
         for s, context_len in enumerate(batch.context_lens):
             span = slice(batch.query_offsets[s], batch.query_offsets[s + 1])
             positions = batch.positions[span]
@@ -49,9 +54,15 @@ class TableRunner:
             blocks = batch.block_tables[s, : -(-context_len // block_size)]
             assert (self.slots[blocks].reshape(-1)[: positions[0]] >= 0).all(), "a hole in the sequence's history"
             self.slots[blocks[positions // block_size], positions % block_size] = batch.token_ids[span]
-            used += blocks.tolist()
-        assert len(used) == len(set(used)), "two sequences share a block"
-        self.batches.append(batch)
+            read.append(set(blocks.tolist()))
+            written.append(set(blocks[positions // block_size].tolist()))
+        for s, blocks in enumerate(written):
+            assert not any(blocks & others for t, others in enumerate(read) if t != s), "one writes what another reads"
+        self.batches.append(Batch(**{field.name: getattr(batch, field.name).copy() for field in fields(batch)}))
+        return self.logits(batch)
+
+    def logits(self, batch):
+        """(R, V) of a step whose tokens are in their slots."""
         return self.table[batch.token_ids[batch.logits_rows]].copy()
 
     def abort(self):

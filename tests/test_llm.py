@@ -255,28 +255,42 @@ def test_close_ends_what_runs():
     outputs = []
     thread = threading.Thread(target=lambda: outputs.extend(llm.generate("a", GREEDY)))
     thread.start()
-    while not llm._engine.has_work:
-        time.sleep(0.01)
+    assert llm._engine.runner.runs.wait(10)
     llm.close()
     thread.join(10)
     assert outputs[0].finish_reason == "aborted"
 
 
-def test_aborting_one_request_makes_the_others_step_again():
+def test_aborting_leaves_the_step_of_others_alone():
     llm = from_components()
-    llm._engine.runner.hold.clear()
+    runner = llm._engine.runner
+    runner.hold.clear()
     outputs = []
     thread = threading.Thread(target=lambda: outputs.extend(llm.generate("a", GREEDY)))
     thread.start()
-    while not llm._engine.has_work:
-        time.sleep(0.01)
+    assert llm._engine.runner.runs.wait(10)
     stream = llm.stream("b", SamplingParams(max_tokens=50))
-    llm._thread.abort(stream._request)
-    pieces = list(stream)  # the step that holds is left, so that the abort is heard
-    llm._engine.runner.hold.set()
+    llm._thread.abort([stream._request])
+    time.sleep(0.05)
+    runner.hold.set()
+    assert [piece.finish_reason for piece in stream] == ["aborted"], "before it had a step"
     thread.join(10)
     assert outputs[0].text == "bcdefabcdefa"
-    assert [piece.finish_reason for piece in pieces] == ["aborted"]
+    assert len(runner.batches) == 12, "no step was made twice"
+    llm.close()
+
+
+def test_aborting_the_only_request_cuts_the_step_short():
+    llm = from_components()
+    runner = llm._engine.runner
+    runner.hold.clear()
+    stream = llm.stream("b", SamplingParams(max_tokens=50))
+    assert llm._engine.runner.runs.wait(10)
+    llm._thread.abort([stream._request])
+    assert [piece.finish_reason for piece in stream] == ["aborted"]
+    assert not runner.batches
+    runner.hold.set()
+    assert llm.generate("a", GREEDY)[0].text == "bcdefabcdefa"
     llm.close()
 
 
