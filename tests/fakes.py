@@ -1,12 +1,21 @@
 """A model runner of one's own, as a third party would write it: logits from a table, checked use of the KV blocks."""
 
 import threading
+import zlib
 from dataclasses import fields
 
 import numpy as np
 
 from nvg.errors import AbortedError
 from nvg.model.contract import Batch
+
+SMALL_BLOCK = 4
+
+
+def with_small_blocks(config):
+    """Blocks that no kernel has, so that few tokens have many."""
+    object.__setattr__(config, "block_size", SMALL_BLOCK)
+    return config
 
 
 class TableRunner:
@@ -104,3 +113,20 @@ def cycle(vocab_size, scale=50.0):
         table[token, token % (vocab_size - 1) + 1] = scale
     table[:, 0] = -scale
     return table
+
+
+class HistoryRunner(TableRunner):
+    """Logits depend on every token before, as it stands in the slots that the block table names: whoever reads a wrong
+    block gets other logits."""
+
+    def __init__(self, vocab_size, **options):
+        super().__init__(np.zeros((vocab_size, vocab_size)), **options)
+
+    def logits(self, batch):
+        rows = []
+        for t in batch.logits_rows:
+            s = int(np.searchsorted(batch.query_offsets, t, side="right")) - 1
+            history = self.slots[batch.block_tables[s]].reshape(-1)[: batch.positions[t] + 1]
+            seed = zlib.crc32(history.tobytes())
+            rows.append(np.random.Generator(np.random.PCG64(seed)).standard_normal(self.vocab_size, np.float32) * 2)
+        return np.array(rows, np.float32).reshape(-1, self.vocab_size)

@@ -102,6 +102,8 @@ def test_what_a_sequence_leaves_is_reused_up_to_its_last_full_block():
     assert saved == 0
     memory.cache.release(first.kv)
     assert memory.pool.num_free == 8
+    assert memory.cache.reuse(first) == 8, "it may begin again"
+    memory.cache.release(first.kv)
     again, saved = memory.fill(range(12))
     assert saved == 8
     memory.check(again)

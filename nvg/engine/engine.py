@@ -30,17 +30,13 @@ class Engine:
         self.runner = runner
         self.tokenizer = tokenizer
         self.max_model_len = min(runner.max_model_len, config.max_model_len or runner.max_model_len)
-        self.max_num_seqs = min(config.max_num_seqs, runner.max_logits_rows, runner.max_batched_tokens)
+        max_batched_tokens = min(config.max_num_batched_tokens, runner.max_batched_tokens)
+        self.max_num_seqs = min(config.max_num_seqs, runner.max_logits_rows, max_batched_tokens)
         num_blocks = num_kv_blocks(config, runner.bytes_per_block(config.block_size), self.max_model_len)
         runner.allocate_kv(num_blocks, config.block_size)
         table_width = -(-self.max_model_len // config.block_size)
         self._kv = KVCache(num_blocks, config.block_size, table_width, self._copy_block)
-        limits = Limits(
-            self.max_num_seqs,
-            min(config.max_num_batched_tokens, runner.max_batched_tokens),
-            runner.max_logits_rows,
-            config.max_prefill_tokens,
-        )
+        limits = Limits(self.max_num_seqs, max_batched_tokens, runner.max_logits_rows, config.max_prefill_tokens)
         self._scheduler = Scheduler(self._kv, limits)
         self._batches = BatchBuilder(
             limits.max_num_seqs, limits.max_batched_tokens, limits.max_logits_rows, table_width, self.max_model_len

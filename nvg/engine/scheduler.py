@@ -158,12 +158,12 @@ class Scheduler:
         while budget and turn < len(self._running):
             request = self._running[turn]
             turn += 1
-            for sequence, _ in [] if request.decodes else request.prefills():
+            for sequence, num_new_tokens in [] if request.decodes else request.prefills():
                 saved = self._reuse(sequence)
                 self.num_cached_tokens += saved
                 if not request.is_forked:
                     request.num_cached_tokens += saved
-                wanted = min(budget, sequence.num_new_tokens - (request.is_forked and len(request.live) > 1))
+                wanted = min(budget, num_new_tokens - saved)
                 if request.needs_prompt_logits:
                     wanted = min(wanted, 1 + more_rows)
                 if not wanted:
