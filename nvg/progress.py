@@ -39,19 +39,20 @@ class Progress:
         )
 
     def add(self, num_tokens: int) -> None:
-        """Count generated tokens."""
+        """Count a finished request, which generated so many tokens."""
+        self._finished += 1
         self._tokens += num_tokens
+        if self._bar is not None:
+            self._bar.update(1)
+        self.tick()
+
+    def tick(self) -> None:
+        """Show the rates of now, if it is time."""
         if self._bar is not None:
             self._bar.set_postfix_str(self._rates(), refresh=False)
             self._bar.update(0)
         elif self._enabled and time.perf_counter() - self._last_line > _LINE_EVERY_S:
             self._write_line()
-
-    def finish_one(self) -> None:
-        """Count a finished request."""
-        self._finished += 1
-        if self._bar is not None:
-            self._bar.update(1)
 
     def __enter__(self) -> Progress:
         return self

@@ -18,7 +18,7 @@ from nvg.engine.sizing import num_kv_blocks
 from nvg.engine.stats import EngineStats
 from nvg.errors import AbortedError, NvgError, ParameterError
 from nvg.model.contract import Batch, Float32, ModelRunner
-from nvg.params import EngineConfig, FinishReason
+from nvg.params import EngineConfig, FinishReason, Piece
 from nvg.tokenizers.contract import Tokenizer
 from nvg.tokenizers.stream import TextStream
 
@@ -41,6 +41,7 @@ class Engine:
         self._batches = BatchBuilder(
             limits.max_num_seqs, limits.max_batched_tokens, limits.max_logits_rows, table_width, self.max_model_len
         )
+        self._pieces: list[tuple[Request, Piece]] = []
         self.stats = EngineStats()
 
     @property
@@ -128,6 +129,7 @@ class Engine:
         for share in shares:
             self._append(share, logits[row : row + share.num_rows])
             row += share.num_rows
+        self._deliver()
         decode_tokens = sum(share.decodes for share in shares)
         self.stats.count(len(batch.token_ids) - decode_tokens, decode_tokens, time.perf_counter() - start, model_s)
         self.stats.cached_tokens = self._scheduler.num_cached_tokens
@@ -135,14 +137,14 @@ class Engine:
 
     def abort(self, request: Request, reason: FinishReason = "aborted", error: str | None = None) -> None:
         """End what is unfinished of a request."""
-        for sequence in list(request.live):
-            sequence.error = error
-            self._finish(sequence, reason, sequence.text.finish(), 0)
+        self._end(request, reason, error)
+        self._deliver()
 
     def abort_all(self, reason: FinishReason, error: str | None = None) -> None:
         """End every unfinished request."""
         for request in self.requests:
-            self.abort(request, reason, error)
+            self._end(request, reason, error)
+        self._deliver()
 
     def logits(self, token_ids: Listed[int]) -> Generator[None, None, Float32]:
         """Run tokens apart from the requests, which can make steps whenever this yields; returns the unmasked logits
@@ -197,7 +199,7 @@ class Engine:
                 num_ids = self.tokenizer.vocab_size
                 add_prompt_logprobs(sequence, sequence.kv.num_tokens - share.num_tokens, rows, num_ids)
             except NvgError as error:
-                self.abort(request, "error", str(error))
+                self._end(request, "error", str(error))
                 return
         if sequence.num_new_tokens:
             return
@@ -226,7 +228,7 @@ class Engine:
             if reason is not None:
                 self._finish(sequence, reason, text, 1)
                 return
-            sequence.emit(text, 1)
+            self._pieces.append((sequence.request, sequence.piece(text, 1)))
         if sequence.fills_context:  # and has leave to slide, or it would be full
             self._kv.release(sequence.kv)
             sequence.slide()
@@ -234,4 +236,18 @@ class Engine:
     def _finish(self, sequence: Sequence, reason: FinishReason, text: str, num_token_ids: int) -> None:
         sequence.finish_reason = reason
         self._scheduler.remove(sequence)
-        sequence.emit(text, num_token_ids)
+        self._pieces.append((sequence.request, sequence.piece(text, num_token_ids)))
+
+    def _end(self, request: Request, reason: FinishReason, error: str | None) -> None:
+        for sequence in list(request.live):
+            sequence.error = error
+            self._finish(sequence, reason, sequence.text.finish(), 0)
+
+    def _deliver(self) -> None:
+        """Pass on the pieces: all at once, because those who wait for them want the interpreter, too."""
+        pieces, self._pieces = self._pieces, []
+        for request, piece in pieces:
+            request.sink(piece)
+        for notify in {request.notify for request, _ in pieces}:
+            if notify is not None:
+                notify()

@@ -20,8 +20,11 @@ _MARGIN = 64
 
 @dataclass(eq=False)
 class Request:
-    """What somebody asked for: a group of sequences that are admitted, stepped and preempted together. `sink` gets
-    every piece, on the engine's thread."""
+    """What somebody asked for: a group of sequences that are admitted, stepped and preempted together.
+
+    `sink` gets every piece, on the engine's thread and after the step that made it; then, where one is given, `notify`
+    is called, once for all requests that have the same.
+    """
 
     prompt: str | None
     prompt_token_ids: list[int]
@@ -29,6 +32,7 @@ class Request:
     seed: int
     stages: tuple[Stage, ...]
     sink: Sink
+    notify: Callable[[], None] | None = None
     sequences: list[Sequence] = field(default_factory=list)
     live: list[Sequence] = field(default_factory=list)
     """The sequences that have not ended."""
@@ -41,11 +45,6 @@ class Request:
     num_cached_tokens: int = 0
     """Tokens of the prompt that the prefix cache had when the request was first admitted."""
     added_s: float = field(default_factory=time.perf_counter)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every choice has ended."""
-        return bool(self.sequences) and not self.live
 
     @property
     def decodes(self) -> bool:
@@ -156,12 +155,12 @@ class Sequence:
         assert not self.kv.num_blocks
         self._start = self.num_tokens - self._context // 2
 
-    def emit(self, text: str, num_token_ids: int) -> None:
-        """Pass on what a step added: some text and the last `num_token_ids` tokens."""
+    def piece(self, text: str, num_token_ids: int) -> Piece:
+        """What a step added: some text and the last `num_token_ids` tokens."""
         self._shown.append(text)
         token_ids = self._tokens[self.num_tokens - num_token_ids : self.num_tokens].tolist()
         logprobs = self.logprobs[-1:] if self.logprobs is not None and num_token_ids else None
-        self.request.sink(Piece(text, token_ids, logprobs, self.finish_reason, self.index, self.error))
+        return Piece(text, token_ids, logprobs, self.finish_reason, self.index, self.error)
 
     def choice(self) -> Choice:
         """The finished sequence, for its user."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -30,28 +30,43 @@ class EngineThread:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._is_claimed = False
         self._process = os.getpid()
         self._fault: str | None = None
         self._computing: set[Future[Any]] = set()
 
-    @property
-    def is_started(self) -> bool:
-        """Whether anybody has used it."""
-        return self._thread is not None
+    def claim_loop(self) -> None:
+        """The caller makes the steps. Raises EngineError where this thread does, or where all is closed."""
+        with self._lock:
+            if self._closed:
+                raise EngineError("the LLM is closed; create a new one")
+            if self._thread is not None:
+                raise EngineError(
+                    "this LLM has used generate, stream or logits, so its own thread makes its steps: "
+                    "create another one for a loop of your own"
+                )
+            self._is_claimed = True
 
-    def submit(self, request: Request) -> None:
-        """Queue a request that passed `Engine.check`."""
-        self._send(lambda: self._engine.add(request))
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests that passed `Engine.check`."""
 
-    def abort(self, requests: Iterable[Request]) -> None:
-        """End requests before the next step. Where no other runs, the running step is cut short."""
-        requests = list(requests)
+        def add() -> None:
+            for request in requests:
+                self._engine.add(request)
+
+        self._send(add)
+
+    def abort(self, requests: Sequence[Request]) -> None:
+        """End requests that were submitted, before the next step. Where no other runs, the running one is cut short.
+
+        May be called by a finaliser, in the middle of anything: takes no lock.
+        """
 
         def end() -> None:
             for request in requests:
                 self._engine.abort(request)
 
-        self._send(end)
+        self._commands.put(end)
         if not self._computing and set(self._engine.requests).issubset(requests):
             self._engine.runner.abort()  # a step of others that begins meanwhile is made again
 
@@ -80,8 +95,7 @@ class EngineThread:
         try:
             return future.result()
         except KeyboardInterrupt:
-            with contextlib.suppress(EngineError):
-                self._send(work.close)
+            self._commands.put(work.close)
             self._engine.runner.abort()
             raise
 
@@ -105,6 +119,11 @@ class EngineThread:
         with self._lock:
             if self._closed:
                 raise EngineError("the LLM is closed; create a new one")
+            if self._is_claimed:
+                raise EngineError(
+                    "this LLM's steps are made by a loop over llm.engine: create another one for generate, stream "
+                    "and logits"
+                )
             if self._fault is not None:
                 raise EngineError(f"the engine stopped earlier: {self._fault}")
             self._commands.put(command)
