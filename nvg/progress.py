@@ -26,6 +26,7 @@ class Progress:
     def __init__(self, total: int, stats: EngineStats, *, enabled: bool) -> None:
         self._stats = stats
         self._before = (stats.prefill_tokens, stats.prefill_s, stats.decode_tokens, stats.decode_s)
+        self._cached_before = stats.cached_tokens
         self._total = total
         self._finished = 0
         self._tokens = 0
@@ -81,4 +82,6 @@ class Progress:
         prefill_tokens, prefill_s, decode_tokens, decode_s = (a - b for a, b in zip(now, self._before, strict=True))
         prefill = f"{prefill_tokens / prefill_s:.0f}" if prefill_s else "-"
         decode = f"{decode_tokens / decode_s:.0f}" if decode_s else "-"
-        return f"prefill {prefill} tok/s, decode {decode} tok/s"
+        cached = stats.cached_tokens - self._cached_before
+        hits = f", {cached} tokens cached" if cached else ""
+        return f"prefill {prefill} tok/s, decode {decode} tok/s{hits}"

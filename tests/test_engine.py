@@ -6,7 +6,7 @@ from fakes import LetterTokenizer, TableRunner, cycle
 
 from nvg.engine.engine import Engine
 from nvg.engine.sequence import Request
-from nvg.errors import EngineError, ParameterError
+from nvg.errors import ParameterError
 from nvg.params import EngineConfig, SamplingParams
 from nvg.sampling.compose import resolve
 from nvg.sampling.logprobs import token_logprobs
@@ -84,7 +84,7 @@ def test_what_can_never_fit_is_refused_at_once():
         add(engine, "a", max_tokens=40)
     with pytest.raises(ParameterError, match="has 65 tokens, the context holds 64: shorten it by 1"):
         add(make_engine(), "a" * 65)
-    with pytest.raises(EngineError, match="hold no block"):
+    with pytest.raises(ParameterError, match="kv_memory is 100; it must be at least a block's bytes, 128"):
         make_engine(kv_memory=100)
 
 
