@@ -110,8 +110,8 @@ def test_work_that_takes_all_positions_fits(tiny_checkpoint, compiled_kernels, s
     ids=str,
 )  # fmt: skip
 def test_errors_come_before_the_work(arguments, code, error, monkeypatch):
-    monkeypatch.setattr(measure, "_load", None)
-    monkeypatch.setattr(measure, "_compile", None)
+    monkeypatch.setattr(measure, "load_engine", None)
+    monkeypatch.setattr(measure, "compile_kernels", None)
     done = run_cli("bench", *arguments)
     assert done.code == code
     assert error in done.error

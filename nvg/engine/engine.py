@@ -69,6 +69,12 @@ class Engine:
         """Requests that wait for slots."""
         return self._scheduler.num_waiting
 
+    @property
+    def num_empty_entries(self) -> int:
+        """KV entries in blocks that sequences have, where no token is."""
+        kvs = [sequence.kv for request in self._scheduler.running for sequence in request.live]
+        return sum(kv.num_blocks * self.pool.block_size - kv.num_tokens for kv in kvs)
+
     def check(self, request: Request) -> None:
         """Raise ParameterError for what can be seen up front: impossible ids, or what can never fit."""
         vocab_size, prompt, params = self.runner.vocab_size, request.prompt_token_ids, request.params

@@ -57,6 +57,11 @@ class Scheduler:
         return bool(self._waiting or self._running)
 
     @property
+    def running(self) -> list[Request]:
+        """Those that have slots, in the order in which they came."""
+        return self._running
+
+    @property
     def requests(self) -> list[Request]:
         """All that run or wait, in the order in which they came."""
         return [*self._running, *self._waiting]
