@@ -75,3 +75,23 @@ class CTranslate2:
         if not all(last_at):
             raise RuntimeError(f"asked for {max_length} tokens a sequence, {last_at.count(0.0)} of them were not made")
         return last_at, first
+
+    def continue_batch(self, prompts: Sequence[list[int]], lengths: Sequence[int], temperature: float) -> list[int]:
+        """Continue each prompt by its length, all in one batch; how many tokens each got."""
+        made = [0] * len(prompts)
+
+        def note(result: ctranslate2.GenerationStepResult) -> bool:
+            made[result.batch_id] += 1  # steps are counted from the end of the shortest prompt
+            return made[result.batch_id] >= lengths[result.batch_id]
+
+        self._generator.generate_batch(
+            [[self._tokens[token_id] for token_id in prompt] for prompt in prompts],
+            max_length=max(lengths),
+            min_length=max(lengths),
+            include_prompt_in_result=False,
+            end_token=[],
+            callback=note,
+            sampling_topk=0,
+            sampling_temperature=temperature,
+        )
+        return made

@@ -73,19 +73,37 @@ class Context:
         or "all". Returns the batch's indices of the tokens that have logits. Raises RuntimeError."""
         num_seqs, num_tokens = ids.shape
         count = num_seqs * num_tokens
+        rows = {
+            "none": [],
+            "last": list(range(num_tokens - 1, count, num_tokens)),
+            "all": list(range(count)),
+        }[wanted]
+        positions = np.tile(np.arange(position, position + num_tokens), num_seqs)
+        sequences = [first_sequence + i // num_tokens for i in range(count)]
+        self.run(ids.reshape(-1), positions, sequences, rows)
+        return rows
+
+    def run(self, token_ids: Any, positions: Any, sequences: Sequence[int], rows: Sequence[int]) -> None:
+        """Compute tokens, at most UBATCH_TOKENS, each at its position of its sequence; logits of those in `rows`.
+
+        Raises RuntimeError.
+        """
+        count = len(sequences)
         self._batch.n_tokens = count
-        self._token[:count] = ids.reshape(-1)
-        self._pos[:count] = np.tile(np.arange(position, position + num_tokens), num_seqs)
-        for i in range(count):
-            self._seq_id[i][0] = first_sequence + i // num_tokens
-        self._logits[:count] = wanted == "all"
-        if wanted == "last":
-            self._logits[num_tokens - 1 : count : num_tokens] = 1
+        self._token[:count] = token_ids
+        self._pos[:count] = positions
+        for i, sequence in enumerate(sequences):
+            self._seq_id[i][0] = sequence
+        self._logits[:count] = 0
+        self._logits[rows] = 1
         status = llama_cpp.llama_decode(self._context, self._batch)
         if status:
             raise RuntimeError(f"llama_decode returned {status}")
         llama_cpp.llama_synchronize(self._context)
-        return np.flatnonzero(self._logits[:count]).tolist()
+
+    def forget(self, sequence: int) -> None:
+        """Remove a sequence's keys and values."""
+        llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(self._context), sequence, -1, -1)
 
     def logits(self, rows: Sequence[int]) -> Logits:
         """(rows, V), a copy."""

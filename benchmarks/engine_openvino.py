@@ -23,7 +23,7 @@ _PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16"}
 _SHOWN = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 
 
-def _model_directory(setup: Setup) -> Path:
+def model_directory(setup: Setup) -> Path:
     """Of the converted model. Raises ImportError without the converter's packages."""
     from to_openvino import write_openvino
 
@@ -32,7 +32,7 @@ def _model_directory(setup: Setup) -> Path:
     return converted(path, write_openvino, setup.directory, weights)
 
 
-def _properties(setup: Setup) -> dict[str, Any]:
+def properties(setup: Setup) -> dict[str, Any]:
     properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": setup.threads}
     if setup.precision in _PRECISION_HINTS:
         properties["INFERENCE_PRECISION_HINT"] = _PRECISION_HINTS[setup.precision]
@@ -46,9 +46,9 @@ class OpenVino(SteppingEngine):
         from to_openvino import MODEL_FILE
 
         core = ov.Core()
-        model = core.read_model(_model_directory(setup) / MODEL_FILE)
+        model = core.read_model(model_directory(setup) / MODEL_FILE)
         _keep_last_token(model)
-        compiled = core.compile_model(model, "CPU", _properties(setup))
+        compiled = core.compile_model(model, "CPU", properties(setup))
         self._request = compiled.create_infer_request()
         self._length = 0
         shown = ", ".join(f"{name.lower()} {_text(compiled.get_property(name))}" for name in _SHOWN)
@@ -99,8 +99,8 @@ class OpenVinoGenAI:
         import openvino_genai
 
         self._library = openvino_genai
-        directory = _model_directory(setup)
-        self._pipeline = openvino_genai.LLMPipeline(directory, "CPU", _properties(setup))
+        directory = model_directory(setup)
+        self._pipeline = openvino_genai.LLMPipeline(directory, "CPU", properties(setup))
         hint = _PRECISION_HINTS.get(setup.precision, "as it comes")
         self.description = (
             f"openvino-genai {version('openvino-genai')}, LLMPipeline, inference precision {hint}, KV and "

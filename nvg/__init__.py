@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 from nvg._version import __version__
 
 if TYPE_CHECKING:
+    from nvg.async_llm import AsyncLLM
     from nvg.hookspecs import hookimpl
     from nvg.llm import LLM
     from nvg.params import Choice, EngineConfig, Piece, RequestOutput, SamplingParams, TokenLogprobs
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "Choice",
     "EngineConfig",
     "Piece",
@@ -21,7 +23,7 @@ __all__ = [
     "hookimpl",
 ]
 
-_HOMES = {"LLM": "nvg.llm", "hookimpl": "nvg.hookspecs"}
+_HOMES = {"LLM": "nvg.llm", "AsyncLLM": "nvg.async_llm", "hookimpl": "nvg.hookspecs"}
 
 
 def __getattr__(name: str) -> Any:

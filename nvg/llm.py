@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
 import weakref
 from _thread import start_new_thread
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from nvg import hub
-from nvg.engine.engine import Engine, EngineStats
-from nvg.engine.sequence import Request
+from nvg.engine.engine import Engine
+from nvg.engine.loop import StepLoop
+from nvg.engine.sequence import Request, Sink
+from nvg.engine.stats import EngineStats
 from nvg.engine.thread import EngineThread
 from nvg.errors import CheckpointError, EngineError, ParameterError
 from nvg.model.checkpoint import Checkpoint
@@ -89,6 +90,7 @@ class LLM:
             runner.close()
             raise
         self._thread = EngineThread(self._engine)
+        self._loop: StepLoop | None = None
         self._process = os.getpid()
         self._dropped = weakref.finalize(self, _close_elsewhere, self._thread)
         self._dropped.atexit = False  # daemon threads end with the process; waiting for them could only delay it
@@ -114,41 +116,40 @@ class LLM:
 
         `params`: one for all, or one for each. `progress` shows a bar, with prefill and decode tok/s, on stderr.
         Raises ParameterError before any work, naming the prompt's index; a later fault of one request, such as a
-        sampler that raises, is that output's `finish_reason` "error" and `.error`.
+        sampler that raises, is that output's `finish_reason` "error" and `.error`. Ctrl-C ends what is unfinished, with
+        `finish_reason` "aborted" and the tokens so far, and all outputs are returned; pressed again it raises.
         """
-        listed, all_params = _pair(prompts, params)
-        pieces: SimpleQueue[tuple[int, Piece]] = SimpleQueue()
+        ended: SimpleQueue[int] = SimpleQueue()
 
-        def sink(number: int) -> Any:
-            return lambda piece: pieces.put((number, piece))
+        def sink(number: int) -> Sink:
+            return lambda piece: ended.put(number) if piece.finish_reason else None
 
-        requests = []
-        for number, (prompt, one) in enumerate(zip(listed, all_params, strict=True)):
-            try:
-                requests.append(self._request(prompt, one, sink(number)))
-            except ParameterError as error:
-                where = f"prompt {number}: " if len(listed) > 1 else ""
-                raise type(error)(f"{where}{error}") from None
+        requests = self._requests(prompts, params, sink)
+        left = {number: request.params.n for number, request in enumerate(requests)}
+
+        def wait(bar: Progress) -> None:
+            while left:
+                number = _get(ended, bar.tick)
+                left[number] -= 1
+                if not left[number]:
+                    del left[number]
+                    bar.add(sum(len(sequence.output_token_ids) for sequence in requests[number].sequences))
+
         with Progress(len(requests), self.stats, enabled=progress) as bar:
             try:
-                for request in requests:
-                    self._thread.submit(request)
-                left = {number: request.params.n for number, request in enumerate(requests)}
-                while left:
-                    number, piece = _get(pieces)
-                    bar.add(len(piece.token_ids))
-                    if piece.finish_reason:
-                        left[number] -= 1
-                        if not left[number]:
-                            del left[number]
-                            bar.finish_one()
+                self._thread.submit(requests)
             except BaseException:
-                _abort(requests, self._thread)
+                self._thread.abort(requests)
                 raise
-        return [
-            RequestOutput(r.prompt, r.prompt_token_ids, r.seed, [sequence.choice() for sequence in r.sequences])
-            for r in requests
-        ]
+            try:
+                wait(bar)
+            except KeyboardInterrupt:
+                self._thread.abort(requests)
+                wait(bar)
+            except BaseException:
+                self._thread.abort(requests)
+                raise
+        return [request.output() for request in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """Continue one prompt, a piece for each token as it comes; pieces of n > 1 choices are interleaved.
@@ -157,8 +158,19 @@ class LLM:
         """
         pieces: SimpleQueue[Piece] = SimpleQueue()
         request = self._request(prompt, params or SamplingParams(), pieces.put)
-        self._thread.submit(request)
+        self._thread.submit([request])
         return Stream(request, pieces, self._thread)
+
+    @property
+    def engine(self) -> StepLoop:
+        """The engine for a loop of one's own: `add_request`, `step`, `is_finished`, `abort`. Not thread-safe.
+
+        An LLM whose generate, stream or logits was called has a thread that makes the steps: then these raise
+        EngineError, and those do once a request was added here.
+        """
+        if self._loop is None:
+            self._loop = StepLoop(self._engine, self._request, self._thread.claim_loop)
+        return self._loop
 
     def logits(self, token_ids: Sequence[int]) -> Float32:
         """The model's logits at every position, float32 (T, V), unmasked, without any cache.
@@ -180,7 +192,24 @@ class LLM:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _request(self, prompt: Prompt, params: SamplingParams, sink: Any) -> Request:
+    def _requests(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        sink: Callable[[int], Sink],
+    ) -> list[Request]:
+        """A request for each prompt; its number decides its sink."""
+        listed, all_params = _pair(prompts, params)
+        requests = []
+        for number, (prompt, one) in enumerate(zip(listed, all_params, strict=True)):
+            try:
+                requests.append(self._request(prompt, one, sink(number)))
+            except ParameterError as error:
+                where = f"prompt {number}: " if len(listed) > 1 else ""
+                raise type(error)(f"{where}{error}") from None
+        return requests
+
+    def _request(self, prompt: Prompt, params: SamplingParams, sink: Sink) -> Request:
         self._check_process()
         text = prompt if isinstance(prompt, str) else None
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
@@ -204,11 +233,13 @@ def _close_elsewhere(thread: EngineThread) -> None:
 
 
 class Stream:
-    """An iterator over the pieces of one request."""
+    """An iterator over the pieces of one request. Closed, or forgotten, before the end it ends the request."""
 
     def __init__(self, request: Request, pieces: SimpleQueue[Piece], thread: EngineThread) -> None:
         self._request = request
-        self._pieces = _until_finished(request, pieces, thread)
+        self._pieces = pieces
+        self._thread = thread
+        self._left = request.params.n
 
     @property
     def prompt_token_ids(self) -> list[int]:
@@ -220,33 +251,33 @@ class Stream:
         """The request's seed, drawn where none was given."""
         return self._request.seed
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompt that the prefix cache had; known when the first piece is there."""
+        return self._request.num_cached_tokens
+
     def __iter__(self) -> Iterator[Piece]:
         return self
 
     def __next__(self) -> Piece:
-        return next(self._pieces)
+        if not self._left:
+            raise StopIteration
+        try:
+            piece: Piece = _get(self._pieces)
+        except BaseException:
+            self.close()
+            raise
+        self._left -= piece.finish_reason is not None
+        return piece
 
     def close(self) -> None:
         """End the request."""
-        self._pieces.close()
+        if self._left:
+            self._left = 0
+            self._thread.abort([self._request])
 
-
-def _until_finished(request: Request, pieces: SimpleQueue[Piece], thread: EngineThread) -> Generator[Piece, None, None]:
-    left = request.params.n
-    try:
-        while left:
-            piece: Piece = _get(pieces)
-            left -= piece.finish_reason is not None
-            yield piece
-    finally:
-        if left:
-            _abort([request], thread)
-
-
-def _abort(requests: list[Request], thread: EngineThread) -> None:
-    with contextlib.suppress(EngineError):  # closed meanwhile: nothing is left to end
-        for request in requests:
-            thread.abort(request)
+    def __del__(self) -> None:
+        self.close()
 
 
 def _pair(
@@ -264,10 +295,11 @@ def _pair(
     return listed, list(params)
 
 
-def _get(pieces: SimpleQueue[Any]) -> Any:
-    """The next item; waits in short turns, because not every platform lets Ctrl-C end a long one."""
+def _get(pieces: SimpleQueue[Any], tick: Callable[[], None] = lambda: None) -> Any:
+    """The next item; waits in short turns, because not every platform lets Ctrl-C end a long one. `tick` is called
+    after each."""
     while True:
         try:
             return pieces.get(timeout=0.2)
         except Empty:
-            continue
+            tick()

@@ -12,6 +12,7 @@ from nvg.errors import ParameterError
 FinishReason = Literal["stop", "length", "aborted", "error"]
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 KV_DTYPES = ("float32", "bfloat16", "int8")
+ON_FULL = ("stop", "error", "slide")
 MAX_SEED = 2**64 - 1
 
 
@@ -64,6 +65,11 @@ class SamplingParams:
     """How many choices to generate from the one prompt."""
     logprobs: int | None = None
     """Report, for each token, its log-probability before the chain and the k most probable tokens' (0: its own)."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens but the first. Such a prompt does not read the prefix cache."""
+    on_full: str = "stop"
+    """When prompt and output fill the context: "stop" ends with "length"; "error" refuses a request that might come
+    to it; "slide" goes on with the last half of the context, computed anew, because learned positions can't shift."""
 
     def __post_init__(self) -> None:
         if self.temperature is not None:
@@ -79,8 +85,11 @@ class SamplingParams:
         _integer("n", self.n, 1)
         if self.seed is not None:
             _integer("seed", self.seed, 0, MAX_SEED)
-        if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), 0)
+        if self.on_full not in ON_FULL:
+            raise ParameterError(f"on_full is {self.on_full!r}; it must be one of {', '.join(ON_FULL)}")
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         for text in self.stop:
             if not isinstance(text, str) or not text:
@@ -108,6 +117,9 @@ class EngineConfig:
     """Most sequences in one step."""
     max_num_batched_tokens: int = 512
     """Most tokens in one step; longer prompts are prefilled in pieces."""
+    max_prefill_tokens: int = 64
+    """Most tokens of prompts in a step in which others decode, or twice as many as decode if that is more: how long
+    these wait for somebody else's prompt."""
     max_model_len: int | None = None
     """Most tokens of prompt and output together; None means all positions that the model has."""
     block_size: int = 32
@@ -126,6 +138,7 @@ class EngineConfig:
             _integer("threads", self.threads, 1, 256)
         _integer("max_num_seqs", self.max_num_seqs, 1)
         _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        _integer("max_prefill_tokens", self.max_prefill_tokens, 1)
         if self.max_model_len is not None:
             _integer("max_model_len", self.max_model_len, 1)
         _integer("block_size", self.block_size, 32)
@@ -165,6 +178,10 @@ class RequestOutput:
     prompt_token_ids: list[int]
     seed: int
     outputs: list[Choice]
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    """One for each of the prompt's tokens, None for the first."""
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that the prefix cache had."""
 
     @property
     def text(self) -> str:

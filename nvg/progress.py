@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nvg.engine.engine import EngineStats
+from nvg.engine.stats import EngineStats
 
 _LINE_EVERY_S = 10.0
 
@@ -26,6 +26,7 @@ class Progress:
     def __init__(self, total: int, stats: EngineStats, *, enabled: bool) -> None:
         self._stats = stats
         self._before = (stats.prefill_tokens, stats.prefill_s, stats.decode_tokens, stats.decode_s)
+        self._cached_before = stats.cached_tokens
         self._total = total
         self._finished = 0
         self._tokens = 0
@@ -39,19 +40,20 @@ class Progress:
         )
 
     def add(self, num_tokens: int) -> None:
-        """Count generated tokens."""
+        """Count a finished request, which generated so many tokens."""
+        self._finished += 1
         self._tokens += num_tokens
+        if self._bar is not None:
+            self._bar.update(1)
+        self.tick()
+
+    def tick(self) -> None:
+        """Show the rates of now, if it is time."""
         if self._bar is not None:
             self._bar.set_postfix_str(self._rates(), refresh=False)
             self._bar.update(0)
         elif self._enabled and time.perf_counter() - self._last_line > _LINE_EVERY_S:
             self._write_line()
-
-    def finish_one(self) -> None:
-        """Count a finished request."""
-        self._finished += 1
-        if self._bar is not None:
-            self._bar.update(1)
 
     def __enter__(self) -> Progress:
         return self
@@ -80,4 +82,6 @@ class Progress:
         prefill_tokens, prefill_s, decode_tokens, decode_s = (a - b for a, b in zip(now, self._before, strict=True))
         prefill = f"{prefill_tokens / prefill_s:.0f}" if prefill_s else "-"
         decode = f"{decode_tokens / decode_s:.0f}" if decode_s else "-"
-        return f"prefill {prefill} tok/s, decode {decode} tok/s"
+        cached = stats.cached_tokens - self._cached_before
+        hits = f", {cached} tokens cached" if cached else ""
+        return f"prefill {prefill} tok/s, decode {decode} tok/s{hits}"

@@ -1,10 +1,21 @@
 """A model runner of one's own, as a third party would write it: logits from a table, checked use of the KV blocks."""
 
 import threading
+import zlib
+from dataclasses import fields
 
 import numpy as np
 
 from nvg.errors import AbortedError
+from nvg.model.contract import Batch
+
+SMALL_BLOCK = 4
+
+
+def with_small_blocks(config):
+    """Blocks that no kernel has, so that few tokens have many."""
+    object.__setattr__(config, "block_size", SMALL_BLOCK)
+    return config
 
 
 class TableRunner:
@@ -21,6 +32,8 @@ class TableRunner:
         self.closed = False
         self.hold = threading.Event()
         self.hold.set()
+        self.runs = threading.Event()
+        """Set when the first step has begun."""
         self._aborted = False
 
     def bytes_per_block(self, block_size):
@@ -34,6 +47,7 @@ class TableRunner:
 
     def execute(self, batch):
         self._aborted = False
+        self.runs.set()
         while not self.hold.wait(0.01):
             if self._aborted:
                 raise AbortedError("the step was aborted")
@@ -41,7 +55,7 @@ class TableRunner:
         assert all(getattr(batch, name).dtype == np.int32 for name in batch.__dataclass_fields__)
         assert len(batch.token_ids) <= self.max_batched_tokens
         assert len(batch.logits_rows) <= self.max_logits_rows
-        used = []
+        read, written = [], []
         for s, context_len in enumerate(batch.context_lens):
             span = slice(batch.query_offsets[s], batch.query_offsets[s + 1])
             positions = batch.positions[span]
@@ -49,9 +63,15 @@ class TableRunner:
             blocks = batch.block_tables[s, : -(-context_len // block_size)]
             assert (self.slots[blocks].reshape(-1)[: positions[0]] >= 0).all(), "a hole in the sequence's history"
             self.slots[blocks[positions // block_size], positions % block_size] = batch.token_ids[span]
-            used += blocks.tolist()
-        assert len(used) == len(set(used)), "two sequences share a block"
-        self.batches.append(batch)
+            read.append(set(blocks.tolist()))
+            written.append(set(blocks[positions // block_size].tolist()))
+        for s, blocks in enumerate(written):
+            assert not any(blocks & others for t, others in enumerate(read) if t != s), "one writes what another reads"
+        self.batches.append(Batch(**{field.name: getattr(batch, field.name).copy() for field in fields(batch)}))
+        return self.logits(batch)
+
+    def logits(self, batch):
+        """(R, V) of a step whose tokens are in their slots."""
         return self.table[batch.token_ids[batch.logits_rows]].copy()
 
     def abort(self):
@@ -93,3 +113,20 @@ def cycle(vocab_size, scale=50.0):
         table[token, token % (vocab_size - 1) + 1] = scale
     table[:, 0] = -scale
     return table
+
+
+class HistoryRunner(TableRunner):
+    """Logits depend on every token before, as it stands in the slots that the block table names: whoever reads a wrong
+    block gets other logits."""
+
+    def __init__(self, vocab_size, **options):
+        super().__init__(np.zeros((vocab_size, vocab_size)), **options)
+
+    def logits(self, batch):
+        rows = []
+        for t in batch.logits_rows:
+            s = int(np.searchsorted(batch.query_offsets, t, side="right")) - 1
+            history = self.slots[batch.block_tables[s]].reshape(-1)[: batch.positions[t] + 1]
+            seed = zlib.crc32(history.tobytes())
+            rows.append(np.random.Generator(np.random.PCG64(seed)).standard_normal(self.vocab_size, np.float32) * 2)
+        return np.array(rows, np.float32).reshape(-1, self.vocab_size)

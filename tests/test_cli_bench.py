@@ -110,15 +110,15 @@ def test_work_that_takes_all_positions_fits(tiny_checkpoint, compiled_kernels, s
     ids=str,
 )  # fmt: skip
 def test_errors_come_before_the_work(arguments, code, error, monkeypatch):
-    monkeypatch.setattr(measure, "_load", None)
-    monkeypatch.setattr(measure, "_compile", None)
+    monkeypatch.setattr(measure, "load_engine", None)
+    monkeypatch.setattr(measure, "compile_kernels", None)
     done = run_cli("bench", *arguments)
     assert done.code == code
     assert error in done.error
 
 
 def test_a_batch_that_the_memory_cannot_hold_is_refused(tiny_checkpoint, compiled_kernels, monkeypatch):
-    monkeypatch.setattr("nvg.engine.engine.available_memory", lambda: 2**20)
+    monkeypatch.setattr("nvg.engine.sizing.available_memory", lambda: 2**20)
     done = run_cli("bench", "-m", tiny_checkpoint, "--prompt-tokens", 64, "--new-tokens", 9, "--batch", 400)
     assert (done.code, done.stdout) == (2, "")
     expected = r"--batch is 400; as many sequences of 64 tokens need 800 blocks; free memory holds \d+: lower the batch"

@@ -163,6 +163,9 @@ def test_env_and_warmup(compiled_kernels):
     assert facts["nvg"] == nvg.__version__
     assert re.match(r"(\d+) of \1 kernels", facts["compiled"])
     assert "numba" in facts
+    assert facts["kv cache"].startswith("tales, float32: 1024 blocks of 32 tokens, 403 MB: 64 of at most 64 sequences")
+    asked = ("--dtype", "int8", "--kv-memory", "100Mi")
+    assert "533 blocks of 32 tokens, 105 MB: 33 of at most 64" in run_cli("env", *asked).stdout
     text = run_cli("env").stdout
     assert all(line.startswith(name) for name, line in zip(facts, text.splitlines(), strict=True))
     done = run_cli("warmup")

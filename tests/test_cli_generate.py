@@ -223,6 +223,18 @@ def test_ctrl_c_keeps_what_there_is(monkeypatch, tiny_checkpoint):
     assert [choice["token_ids"] for choice in json.loads(done.stdout)["choices"]] == [[5, 7], [6]]
 
 
+def test_when_the_context_is_full(tiny_checkpoint):
+    arguments = ("generate", PROMPT, "-m", tiny_checkpoint, "--sampler", "greedy", "--max-tokens", 200)
+    stopped = run_cli(*arguments, "--format", "json")
+    slid = run_cli(*arguments, "--on-full", "slide", "--format", "json")
+    tokens = [json.loads(done.stdout)["choices"][0]["token_ids"] for done in (stopped, slid)]
+    assert len(tokens[0]) < len(tokens[1]) == 200
+    assert tokens[1][: len(tokens[0])] == tokens[0]
+    done = run_cli(*arguments, "--on-full", "error")
+    assert done.code == 2
+    assert "and --max-tokens is 200, the context holds" in done.error
+
+
 SAMPLERS = """
 from dataclasses import dataclass
 

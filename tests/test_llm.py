@@ -1,11 +1,13 @@
 """The Python API on the embedded model, and on components of one's own."""
 
+import _thread
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from nvg import LLM, EngineConfig, SamplingParams
 from nvg.errors import CheckpointError, EngineError, ModelNotFoundError, ParameterError, UnknownNameError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
+ENDLESS = SamplingParams(temperature=0, max_tokens=10**6, on_full="slide")
 
 
 @pytest.fixture(scope="module")
@@ -255,28 +258,42 @@ def test_close_ends_what_runs():
     outputs = []
     thread = threading.Thread(target=lambda: outputs.extend(llm.generate("a", GREEDY)))
     thread.start()
-    while not llm._engine.has_work:
-        time.sleep(0.01)
+    assert llm._engine.runner.runs.wait(10)
     llm.close()
     thread.join(10)
     assert outputs[0].finish_reason == "aborted"
 
 
-def test_aborting_one_request_makes_the_others_step_again():
+def test_aborting_leaves_the_step_of_others_alone():
     llm = from_components()
-    llm._engine.runner.hold.clear()
+    runner = llm._engine.runner
+    runner.hold.clear()
     outputs = []
     thread = threading.Thread(target=lambda: outputs.extend(llm.generate("a", GREEDY)))
     thread.start()
-    while not llm._engine.has_work:
-        time.sleep(0.01)
+    assert llm._engine.runner.runs.wait(10)
     stream = llm.stream("b", SamplingParams(max_tokens=50))
-    llm._thread.abort(stream._request)
-    pieces = list(stream)  # the step that holds is left, so that the abort is heard
-    llm._engine.runner.hold.set()
+    llm._thread.abort([stream._request])
+    time.sleep(0.05)
+    runner.hold.set()
+    assert [piece.finish_reason for piece in stream] == ["aborted"], "before it had a step"
     thread.join(10)
     assert outputs[0].text == "bcdefabcdefa"
-    assert [piece.finish_reason for piece in pieces] == ["aborted"]
+    assert len(runner.batches) == 12, "no step was made twice"
+    llm.close()
+
+
+def test_aborting_the_only_request_cuts_the_step_short():
+    llm = from_components()
+    runner = llm._engine.runner
+    runner.hold.clear()
+    stream = llm.stream("b", SamplingParams(max_tokens=50))
+    assert llm._engine.runner.runs.wait(10)
+    llm._thread.abort([stream._request])
+    assert [piece.finish_reason for piece in stream] == ["aborted"]
+    assert not runner.batches
+    runner.hold.set()
+    assert llm.generate("a", GREEDY)[0].text == "bcdefabcdefa"
     llm.close()
 
 
@@ -293,6 +310,158 @@ def test_a_fault_in_the_runner_ends_requests_with_its_message():
     with pytest.raises(EngineError, match="on fire"):
         llm.generate("a")
     llm.close()
+
+
+def test_requests_that_wait_when_it_is_closed_end():
+    llm = from_components()
+    runner = llm._engine.runner
+    runner.hold.clear()
+    first = llm.stream("a", ENDLESS)
+    assert runner.runs.wait(10)
+    waiting = [llm.stream("b", ENDLESS) for _ in range(9)]
+    llm.close()
+    assert [piece.finish_reason for stream in (first, *waiting) for piece in stream] == ["aborted"] * 10
+
+
+def interrupt_when(condition):
+    """Ctrl-C as soon as that holds."""
+
+    def wait():
+        while not condition():
+            time.sleep(0.001)
+        _thread.interrupt_main()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_ctrl_c_returns_what_is_finished():
+    with from_components() as llm:
+        interrupt_when(lambda: llm.stats.steps > 30)
+        outputs = llm.generate(["a", "b", "c"], [GREEDY, ENDLESS, GREEDY])
+        assert [output.finish_reason for output in outputs] == ["length", "aborted", "length"]
+        assert outputs[0].text == "bcdefabcdefa"
+        assert outputs[1].text.startswith("cdefab")
+        assert not llm._engine.has_work
+        assert llm.generate("a", GREEDY)[0].text == "bcdefabcdefa"
+
+
+def test_ctrl_c_a_second_time_raises():
+    llm = from_components()
+    runner = llm._engine.runner
+    runner.hold.clear()
+    aborts = []
+    runner.abort = lambda: aborts.append(True)  # a step that does not hear of it
+    interrupt_when(runner.runs.is_set)
+    interrupt_when(lambda: aborts)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate("a", ENDLESS)
+    runner.hold.set()
+    llm.close()
+
+
+def test_ctrl_c_ends_a_stream():
+    with from_components() as llm:
+        interrupt_when(lambda: llm.stats.steps > 30)
+        with pytest.raises(KeyboardInterrupt):
+            for _ in llm.stream("a", ENDLESS):
+                pass
+        while llm._engine.has_work:
+            time.sleep(0.001)
+
+
+def test_a_stream_that_was_never_read_ends_when_it_is_closed():
+    with from_components() as llm:
+        stream = llm.stream("a", ENDLESS)
+        stream.close()
+        while llm._engine.has_work:
+            time.sleep(0.001)
+        assert list(stream) == []
+
+
+def test_a_loop_of_ones_own():
+    with from_components() as llm, from_components() as other:
+        prompts, params = ["a", "b", "c"], [GREEDY, SamplingParams(n=2, seed=1), SamplingParams(max_tokens=0, seed=2)]
+        pieces = []
+        ids = [llm.engine.add_request("a", GREEDY, pieces.append)]
+        ids += [llm.engine.add_request(prompt, one) for prompt, one in zip(prompts[1:], params[1:], strict=True)]
+        outputs = {}
+        while not llm.engine.is_finished():
+            outputs.update(llm.engine.step())
+        expected = other.generate(prompts, [replace(GREEDY, seed=outputs[ids[0]].seed), *params[1:]])
+        assert [outputs[i] for i in ids] == expected
+        assert "".join(piece.text for piece in pieces) == outputs[ids[0]].text
+        assert llm.engine.step() == []
+
+
+def test_abort_in_a_loop_of_ones_own():
+    with from_components() as llm:
+        one, two = llm.engine.add_request("a", ENDLESS), llm.engine.add_request("b", ENDLESS)
+        for _ in range(5):
+            assert llm.engine.step() == []
+        llm.engine.abort(one)
+        [(request_id, output)] = llm.engine.step()
+        assert (request_id, output.finish_reason, output.text) == (one, "aborted", "bcdef")
+        llm.engine.abort(one)
+        llm.engine.abort(two)
+        assert not llm.engine.is_finished()
+        assert [request_id for request_id, _ in llm.engine.step()] == [two]
+        assert llm.engine.is_finished()
+
+
+def test_a_loop_and_the_thread_do_not_mix():
+    with from_components() as llm:
+        llm.engine.add_request("a", GREEDY)
+        for call in (llm.generate, llm.stream):
+            with pytest.raises(EngineError, match=r"a loop over llm.engine"):
+                call("a")
+        with pytest.raises(EngineError, match=r"a loop over llm.engine"):
+            llm.logits([1])
+        llm.engine.step()
+    with pytest.raises(EngineError, match="closed"):
+        llm.engine.step()
+    with from_components() as llm:
+        llm.generate("a", GREEDY)
+        with pytest.raises(EngineError, match="its own thread"):
+            llm.engine.add_request("a")
+
+
+def test_two_at_once(llm):
+    prompts = ["The king", "Once upon a time", "The fox"]
+    params = SamplingParams(max_tokens=30, seed=1, logprobs=1)
+    expected = [llm.generate(prompt, params)[0].outputs for prompt in prompts]
+    with LLM("tales", threads=1) as other:
+        results = {}
+        threads = [
+            threading.Thread(target=lambda one=one: results.update({one: one.generate(prompts, params)}))
+            for one in (llm, other)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for outputs in results.values():
+            assert [output.outputs for output in outputs] == expected
+
+
+def test_a_shared_beginning_is_computed_once(llm):
+    beginning = llm.tokenizer.encode("There was once a miller who was poor, but he had one beautiful daughter. " * 4)
+    first = llm.generate([*beginning, 7], GREEDY)[0]
+    before = llm.stats.prefill_tokens
+    second = llm.generate([*beginning, 8], GREEDY)[0]
+    assert second.num_cached_tokens == len(beginning) // 32 * 32 > first.num_cached_tokens
+    assert llm.stats.prefill_tokens - before == len(beginning) + 1 - second.num_cached_tokens
+
+
+def test_prompt_logprobs_are_those_of_the_logits(llm):
+    output = llm.generate("The old king had a daughter", SamplingParams(max_tokens=0, prompt_logprobs=1))[0]
+    ids = output.prompt_token_ids
+    logits = llm.logits(ids).astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert output.prompt_logprobs[0] is None
+    for position, one in enumerate(output.prompt_logprobs[1:], 1):
+        assert one.token_id == ids[position]
+        assert one.logprob == pytest.approx(expected[position - 1, ids[position]], abs=1e-5)
+        assert list(one.top) == [int(expected[position - 1].argmax())]
 
 
 def python(code, **options):

@@ -60,6 +60,13 @@ def test_memory_is_what_the_cgroup_leaves(system):
     system.update({"/proc/self/cgroup": "0::/a", "/sys/fs/cgroup/a/memory.max": "5000"})
     system["/sys/fs/cgroup/a/memory.current"] = "4000"
     assert cores.available_memory() == 1000
+    system["/sys/fs/cgroup/a/memory.stat"] = "anon 3000\ninactive_file 700\nactive_file 300"
+    assert cores.available_memory() == 1700, "what was read from files and not used again can go"
+    system["/sys/fs/cgroup/memory/memory.limit_in_bytes"] = "3000"
+    system["/sys/fs/cgroup/memory/memory.usage_in_bytes"] = "2900"
+    assert cores.available_memory() == 100
+    system["/sys/fs/cgroup/memory/memory.stat"] = "inactive_file 1\ntotal_inactive_file 400"
+    assert cores.available_memory() == 500
 
 
 def test_this_machine():

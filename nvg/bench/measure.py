@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -16,26 +16,21 @@ import numpy as np
 from nvg import hub
 from nvg._version import __version__
 from nvg.bench.ceilings import ceilings
-from nvg.bench.dummy import DummyCheckpoint, NumberTokenizer, dummy_config
+from nvg.bench.dummy import dummy_config
+from nvg.bench.load import Report, compile_kernels, load_engine
 from nvg.bench.options import BenchOptions
 from nvg.bench.work import BareSteps, SampledSteps, Work
 from nvg.engine.engine import Engine
-from nvg.errors import CheckpointError, ParameterError
+from nvg.errors import ParameterError
 from nvg.kernels.roofline import instruction_for
-from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import ModelConfig, read_config
 from nvg.model.contract import Int32
 from nvg.model.costs import decode_kv_bytes, prefill_operations, streamed_weight_bytes
-from nvg.model.runner import compile_steps
 from nvg.params import EngineConfig, SamplingParams
-from nvg.plugins import registry
 from nvg.runtime import cores, cpu
-from nvg.runtime.compile_cache import prepare
 from nvg.sampling.chain import Stage
 from nvg.sampling.compose import resolve
-from nvg.tokenizers.contract import Tokenizer
 
-Report = Callable[[str], None]
 _WARM_UP_STEPS = 4
 
 
@@ -157,14 +152,15 @@ def run(
         max_num_batched_tokens=options.max_batched_tokens,
         max_model_len=min(options.longest(sampled=bool(stages)) + 1, model_config.n_positions),  # 1: first_token
     )
-    compile_s = _compile(config, report)
-    report(f"loading {dummy or config.model} ...")
+    compile_s = compile_kernels(config, report)
     start = time.perf_counter()
-    engine, tokenizer = _load(config, dummy, model_config, options, report)
+    engine = load_engine(config, dummy, model_config, report)
     load_s = time.perf_counter() - start
     try:
+        _check_pool(engine, options.batch)
         work = SampledSteps(engine, stages) if stages else BareSteps(engine)
-        bench = _Bench(engine, work, model_config, config, options, min(tokenizer.vocab_size, engine.runner.vocab_size))
+        num_ids = min(engine.tokenizer.vocab_size, engine.runner.vocab_size)
+        bench = _Bench(engine, work, model_config, config, options, num_ids)
         first_token_s = bench.first_token(stages)
         bench.warn_of_cache(report)
         peak, repetitions = bench.repeat(report)
@@ -187,48 +183,14 @@ def run(
         engine.runner.close()
 
 
-def _compile(config: EngineConfig, report: Report) -> float:
-    """Seconds that compiling took; 0 if all was in the cache, which loading then reads."""
-    steps = compile_steps(config.dtype, config.kv_dtype)
-    if all(step.is_cached() for step in steps):
-        return 0.0
-    start = time.perf_counter()
-    prepare(steps, report)
-    return time.perf_counter() - start
-
-
-def _load(
-    config: EngineConfig, dummy: str | None, model_config: ModelConfig, options: BenchOptions, report: Report
-) -> tuple[Engine, Tokenizer]:
-    tokenizer: Tokenizer
-    model_class = registry().models.load(model_config.model_type)
-    if dummy is not None:
-        tokenizer = NumberTokenizer(model_config.vocab_size)
-        runner = model_class.from_checkpoint(model_config, DummyCheckpoint(model_config), config, report)
-    else:
-        directory = hub.resolve_model(config.model)
-        tokenizer = registry().tokenizers.load(config.tokenizer or "gpt2").from_dir(directory)
-        with Checkpoint(directory) as checkpoint:
-            for line in checkpoint.warnings:
-                report(line)
-            if tokenizer.vocab_size > model_config.vocab_size:
-                raise CheckpointError(
-                    f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the weights have rows for "
-                    f"{model_config.vocab_size}: they belong to different models"
-                )
-            runner = model_class.from_checkpoint(model_config, checkpoint, config, report)
-    try:
-        engine = Engine(config, runner, tokenizer)
-        needed = options.batch * engine.pool.blocks_for(engine.max_model_len)
-        if engine.pool.num_blocks < needed:
-            raise ParameterError(
-                f"batch is {options.batch}; as many sequences of {engine.max_model_len} tokens need {needed} blocks; "
-                f"free memory holds {engine.pool.num_blocks}: lower the batch"
-            )
-        return engine, tokenizer
-    except BaseException:
-        runner.close()
-        raise
+def _check_pool(engine: Engine, batch: int) -> None:
+    """Raise ParameterError where the KV pool does not hold the batch."""
+    needed = batch * engine.pool.blocks_for(engine.max_model_len)
+    if engine.pool.num_blocks < needed:
+        raise ParameterError(
+            f"batch is {batch}; as many sequences of {engine.max_model_len} tokens need {needed} blocks; "
+            f"free memory holds {engine.pool.num_blocks}: lower the batch"
+        )
 
 
 class _Bench:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -71,3 +72,27 @@ class BenchOptions:
                 f"positions leave room for {max(most, 0)}: lower new_tokens or context"
             )
         return self
+
+
+WORKLOADS = ("throughput", "prefix", "trace")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadOptions:
+    """Requests that the whole engine serves. Raises ParameterError for a value outside its range."""
+
+    workload: str
+    """One of WORKLOADS."""
+    requests: int = 256
+    """How many there are; in prefix at least 9."""
+    rate: float | None = None
+    """Requests a second of trace; None means 0.7 of what throughput does."""
+
+    def __post_init__(self) -> None:
+        least = 9 if self.workload == "prefix" else 1
+        if isinstance(self.requests, bool) or not isinstance(self.requests, int) or self.requests < least:
+            raise ParameterError(f"requests is {self.requests!r}; it must be an integer >= {least}")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise ParameterError(f"rate is {self.rate!r}; it must be a number above 0")
+        if self.rate is not None and self.workload != "trace":
+            raise ParameterError(f"rate is {self.rate!r}; only the workload trace has one")

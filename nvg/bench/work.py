@@ -75,7 +75,7 @@ class BareSteps:
         blocks = self._pool.allocate(num_seqs * self._pool.blocks_for(length))
         assert blocks is not None
         try:
-            yield blocks.reshape(num_seqs, -1)
+            yield np.array(blocks, np.int32).reshape(num_seqs, -1)
         finally:
             self._pool.release(blocks)
 

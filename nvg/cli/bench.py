@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nvg.bench.options import DEFAULT_PROMPT_TOKENS, DUMMY_SIZES, BenchOptions
+from nvg.bench.options import DEFAULT_PROMPT_TOKENS, DUMMY_SIZES, WORKLOADS, BenchOptions, WorkloadOptions
 from nvg.cli import options, say
 from nvg.cli.interrupt import interruptible
 from nvg.cli.table import print_table
@@ -16,8 +16,10 @@ from nvg.params import EngineConfig, SamplingParams
 
 if TYPE_CHECKING:
     from nvg.bench.measure import BenchResult
+    from nvg.sampling.chain import Stage
 
 _WORK = ("prompt_tokens", "new_tokens", "batch", "context", "repetitions")
+_WORKLOAD = ("requests", "rate", "max_num_seqs", "kv_memory")
 _ROWS = {
     "prefill_tok_s": ("prefill, tok/s", 1),
     "decode_tok_s": ("decode, tok/s", 1),
@@ -85,6 +87,29 @@ _ROWS = {
     show_default=True,
     help="How often it is timed, each time with other tokens.",
 )
+@click.option(
+    "--workload",
+    type=click.Choice(WORKLOADS),
+    help="Measure the whole engine with many requests instead: all at once, beginning alike, or coming by chance.",
+)
+@click.option(
+    "--requests",
+    type=int,
+    metavar="N",
+    default=WorkloadOptions.requests,
+    show_default=True,
+    help="How many a workload has.",
+)
+@click.option("--rate", type=float, metavar="R", help="Requests a second of trace.  [default: 0.7 of what it can do]")
+@click.option(
+    "--max-num-seqs",
+    type=int,
+    metavar="N",
+    default=EngineConfig.max_num_seqs,
+    show_default=True,
+    help="How many sequences of a workload run together.",
+)
+@options.kv_memory
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the result into this PNG file.")
 def bench(
@@ -95,15 +120,17 @@ def bench(
     threads: int | None,
     samplers: tuple[str, ...],
     sampler_options: tuple[str, ...],
+    workload: str | None,
     output_format: str,
     plot: Path | None,
     **work: Any,
 ) -> None:
-    """Measure prefill and decode beside what this machine can do.
+    """Measure prefill and decode beside what this machine can do, or the engine with many requests.
 
     \b
     nvg bench --dummy gpt2 --threads 2
     nvg bench -m ./gpt2 --sampler topp -o p=0.9 --batch 8 --format json
+    nvg bench --dummy gpt2 --dtype int8 --workload throughput
 
     Figures are medians of the repetitions, with the least and the greatest. Each repetition also measures how fast
     the same threads read memory and multiply: a decode step must read all weights and the keys and values before it,
@@ -115,6 +142,18 @@ def bench(
         raise click.UsageError("--dummy stands for a model: give it or --model, not both", context)
     if sampler_options and not samplers:
         raise click.UsageError("-o sets an option of a --sampler, and there is none", context)
+    _check_flags(context, workload)
+    if workload is not None:
+        with options.flags_in_errors():
+            workload_options = WorkloadOptions(workload=workload, requests=work["requests"], rate=work["rate"])
+            limits = {name: work[name] for name in ("max_num_seqs", "kv_memory")}
+            config = EngineConfig(model=model, dtype=dtype, kv_dtype=kv_dtype, threads=threads, **limits)
+            record = interruptible(lambda: _serve(config, workload_options, dummy, samplers, sampler_options))
+        if output_format == "json":
+            click.echo(json.dumps(record))
+        else:
+            _print_workload(record)
+        return
     with options.flags_in_errors():
         bench_options = BenchOptions(**{name: work[name] for name in _WORK})
         config = EngineConfig(model=model, dtype=dtype, kv_dtype=kv_dtype, threads=threads)
@@ -130,6 +169,27 @@ def bench(
         say(f"drawn: {plot}")
 
 
+def _check_flags(context: click.Context, workload: str | None) -> None:
+    """Raise UsageError for a flag that says nothing about this measurement."""
+    for names, belongs in (((*_WORK, "plot"), workload is None), (_WORKLOAD, workload is not None)):
+        for name in names:
+            if not belongs and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                flag = f"--{name.replace('_', '-')}"
+                raise click.UsageError(f"{flag} {'is for' if workload is None else 'is not for'} a --workload", context)
+
+
+def _serve(
+    config: EngineConfig,
+    workload_options: WorkloadOptions,
+    dummy: str | None,
+    samplers: tuple[str, ...],
+    sampler_options: tuple[str, ...],
+) -> dict[str, Any]:
+    from nvg.bench.workloads import run_workload
+
+    return run_workload(config, workload_options, say, dummy=dummy, stages=_stages(samplers, sampler_options))
+
+
 def _run(
     config: EngineConfig,
     bench_options: BenchOptions,
@@ -140,15 +200,19 @@ def _run(
 ) -> BenchResult:
     from nvg.bench.measure import run
     from nvg.bench.plot import check_plot
-    from nvg.plugins import registry
-    from nvg.sampling.compose import resolve
 
     if plot is not None:
         check_plot(plot)
+    return run(config, bench_options, say, dummy=dummy, stages=_stages(samplers, sampler_options))
+
+
+def _stages(samplers: tuple[str, ...], sampler_options: tuple[str, ...]) -> tuple[Stage, ...]:
+    from nvg.plugins import registry
+    from nvg.sampling.compose import resolve
+
     for line in registry().warnings():
         say(f"warning: {line}")
-    stages = resolve(SamplingParams(sampler=samplers), (), sampler_options) if samplers else ()
-    return run(config, bench_options, say, dummy=dummy, stages=stages)
+    return resolve(SamplingParams(sampler=samplers), (), sampler_options) if samplers else ()
 
 
 def _print(result: BenchResult) -> None:
@@ -175,3 +239,45 @@ def _print(result: BenchResult) -> None:
         ("peak memory, MB", peak, "", ""),
     ]
     print_table(rows)
+
+
+def _print_workload(record: dict[str, Any]) -> None:
+    """The table of a workload."""
+    kv = f", KV {record['kv_dtype']}" if record["kv_dtype"] else ""
+    click.echo(
+        f"{record['model']}, {record['dtype']}{kv}, {record['threads']} threads, {record['workload']}: "
+        f"{record['requests']} requests, {record['prompt_tokens']} tokens in, {record['output_tokens']} out, "
+        f"up to {record['max_num_seqs']} at once, sampled through {', '.join(record['sampler'])}"
+    )
+    rows = [
+        ("output, tok/s", f"{record['output_tok_s']:.1f}"),
+        ("prompts and output, tok/s", f"{record['total_tok_s']:.1f}"),
+        ("requests a second", f"{record['requests_s']:.2f}"),
+        *_times("first token", record["first_token_s"]),
+        *_times("between tokens", record["between_tokens_s"]),
+        ("tokens drawn in a step", f"{record['rows_per_step']:.1f}"),
+        ("outside the model, of the time", f"{record['outside_model']:.3f}"),
+        ("tokens from the prefix cache", str(record["cached_tokens"])),
+        ("preemptions", str(record["preemptions"])),
+        ("most KV waste, of the pool", f"{record['most_kv_waste']:.4f}"),
+    ]
+    if record["full_slots"] is not None:
+        shares = f"{record['full_slots']:.3f} ({record['decoding_slots']:.3f} drew a token)"
+        rows.append(("slots taken while work waited", shares))
+    if "speedup" in record:
+        cold, warm = (record[f"{name}_first_token_s"] * 1e3 for name in ("cold", "warm"))
+        rows.append(
+            (
+                "first token with a cached beginning",
+                f"{record['speedup']:.1f} x as fast: {warm:.1f} ms, {cold:.1f} ms without",
+            )
+        )
+    if "rate" in record:
+        rows.append(("they came, a second", f"{record['rate']:.2f}"))
+    print_table(rows)
+
+
+def _times(what: str, percentiles: dict[str, float] | None) -> list[tuple[str, str]]:
+    if percentiles is None:
+        return []
+    return [(f"{what}, ms, p50 p95 p99", " ".join(f"{seconds * 1e3:.1f}" for seconds in percentiles.values()))]

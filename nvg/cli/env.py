@@ -6,17 +6,27 @@ import json
 import platform
 import sys
 from importlib.metadata import version
+from typing import Any
 
 import click
 
 from nvg._version import __version__
+from nvg.cli import options
 from nvg.cli.table import print_table
+from nvg.params import EngineConfig
 
 
 @click.command()
+@options.model
+@options.dtype
+@options.kv_dtype
+@options.kv_memory
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def env(output_format: str) -> None:
-    """Show this machine, the versions and the caches: what a bug report needs."""
+def env(output_format: str, **given: Any) -> None:
+    """Show this machine, the versions and the caches: what a bug report needs; and how many sequences of a model fit
+    the memory for keys and values at once."""
+    with options.flags_in_errors():
+        config = EngineConfig(**given)
     from nvg.kernels import roofline
     from nvg.model import packed_files, runner
     from nvg.plugins import registry
@@ -44,6 +54,7 @@ def env(output_format: str) -> None:
         "cores": f"{cores.physical_cores(cores.allowed_cpus())} physical, {len(cores.allowed_cpus())} logical allowed",
         "default threads": str(cores.default_threads()),
         "free memory": f"{cores.available_memory() / 1e9:.1f} GB",
+        "kv cache": _kv_cache(config),
         "compile cache": str(cache_directory()),
         "compiled": f"{sum(step.is_cached() for step in steps)} of {len(steps)} kernels (nvg warmup compiles the rest)",
         "compiled size": f"{sum(file.stat().st_size for file in cache_directory().iterdir()) / 1e6:.1f} MB",
@@ -56,3 +67,24 @@ def env(output_format: str) -> None:
         click.echo(json.dumps(facts))
     else:
         print_table(list(facts.items()))
+
+
+def _kv_cache(config: EngineConfig) -> str:
+    """What `--kv-memory`, or a share of the memory that is free now, holds of the model's keys and values."""
+    from nvg.engine.sizing import num_kv_blocks
+    from nvg.hub import resolve_model
+    from nvg.kernels.kv import kv_bytes_per_entry
+    from nvg.model.config import read_config
+    from nvg.model.runner import default_kv_dtype
+
+    model = read_config(resolve_model(config.model))
+    kv_dtype = config.kv_dtype or default_kv_dtype(config.dtype)
+    entry_bytes = kv_bytes_per_entry(kv_dtype, model.n_layer, model.n_head, model.head_size)
+    block_bytes, context = entry_bytes * config.block_size, model.n_positions
+    num_blocks = num_kv_blocks(config, block_bytes, context)
+    whole = num_blocks // -(-context // config.block_size)
+    return (
+        f"{config.model}, {kv_dtype}: {num_blocks} blocks of {config.block_size} tokens, "
+        f"{num_blocks * block_bytes / 1e6:.0f} MB: {whole} of at most {config.max_num_seqs} sequences with all "
+        f"{context} tokens at once"
+    )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from nvg.llm import LLM
 
 DEFAULT_PROMPT = "Once upon a time"
-_PARAMS = ("n", "temperature", "top_k", "top_p", "min_p", "max_tokens", "stop", "seed", "logprobs")
-_CONFIG = ("model", "dtype", "kv_dtype", "tokenizer", "threads")
+_PARAMS = ("n", "temperature", "top_k", "top_p", "min_p", "max_tokens", "stop", "seed", "logprobs", "on_full")
+_CONFIG = ("model", "dtype", "kv_dtype", "kv_memory", "tokenizer", "threads")
 
 
 @click.command()
@@ -35,6 +35,7 @@ _CONFIG = ("model", "dtype", "kv_dtype", "tokenizer", "threads")
     show_default=True,
     help="Most tokens to generate.",
 )
+@options.on_full
 @click.option("--stop", type=options.TEXT, multiple=True, help="End before this text; repeatable.")
 @click.option("--seed", type=int, metavar="N", help="0 to 2^64 - 1: the same text again.  [default: drawn]")
 @click.option(
@@ -71,6 +72,7 @@ _CONFIG = ("model", "dtype", "kv_dtype", "tokenizer", "threads")
 @click.option("--stats", is_flag=True, help="Report times and tok/s on stderr.")
 @options.dtype
 @options.kv_dtype
+@options.kv_memory
 @options.tokenizer
 @click.option(
     "--threads", type=int, metavar="N", help="Compute threads, 1 to 256.  [default: the physical cores allowed]"
@@ -96,8 +98,7 @@ def generate(
     """
     with options.flags_in_errors():
         params = SamplingParams(sampler=samplers or None, **{name: given[name] for name in _PARAMS})
-        seqs = min(params.n, EngineConfig.max_num_seqs)
-        config = EngineConfig(max_num_seqs=seqs, **{name: given[name] for name in _CONFIG})
+        config = EngineConfig(max_num_seqs=params.n, **{name: given[name] for name in _CONFIG})
         if prompt is None:
             prompt = options.piped_stdin()
         if prompt is None:

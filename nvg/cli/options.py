@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Any
 
 import click
 
 from nvg.errors import ParameterError
-from nvg.params import DTYPES, KV_DTYPES, EngineConfig
+from nvg.params import DTYPES, KV_DTYPES, ON_FULL, EngineConfig, SamplingParams
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg]
@@ -32,6 +34,23 @@ class _Text(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{bad_byte(error)}; pipe it in through iconv -t UTF-8", param, ctx)
         except UnicodeEncodeError:
             return value  # no bytes of the command line: the tokenizer names the surrogate
+
+
+class _Bytes(click.ParamType):  # type: ignore[type-arg]
+    """A number of bytes, with a unit or without."""
+
+    name = "size"
+    _UNITS = MappingProxyType(
+        {"": 1, **{u: 1000**n for n, u in enumerate("KMGT", 1)}, **{f"{u}i": 1024**n for n, u in enumerate("KMGT", 1)}}
+    )
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", value.strip())
+        if match is None:
+            self.fail(f"{value!r} is no size; give bytes, or a number and K, M, G (1000) or Ki, Mi, Gi (1024), as 1.5G")
+        return int(float(match[1]) * self._UNITS[match[2] or ""])
 
 
 TEXT = _Text()
@@ -98,6 +117,21 @@ kv_dtype = click.option(
     "--kv-dtype",
     type=click.Choice(KV_DTYPES),
     help="How keys and values are stored.  [default: float32 with float32 weights, else bfloat16]",
+)
+kv_memory = click.option(
+    "--kv-memory",
+    type=_Bytes(),
+    metavar="SIZE",
+    help="Most bytes for keys and values, as 2G or 512Mi.  [default: what the sequences can use, at most half of the "
+    "free memory]",
+)
+on_full = click.option(
+    "--on-full",
+    type=click.Choice(ON_FULL),
+    default=SamplingParams.on_full,
+    show_default=True,
+    help="When the context is full: stop; error refuses a prompt whose --max-tokens might fill it; slide goes on with "
+    "the last half of it, computed anew.",
 )
 samplers = click.option(
     "--sampler",

@@ -1,4 +1,4 @@
-"""A request and its sequences: one sequence for each of the n choices."""
+"""A request and its sequences: one for each of the n choices, a group that runs together."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nvg.engine.kv import KVEntries
 from nvg.model.contract import Int32
-from nvg.params import Choice, FinishReason, Piece, SamplingParams, TokenLogprobs
+from nvg.params import Choice, FinishReason, Piece, RequestOutput, SamplingParams, TokenLogprobs
 from nvg.sampling.chain import Chain, Stage
 from nvg.tokenizers.stream import TextStream
 
 Sink = Callable[[Piece], None]
+_MARGIN = 64
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """What somebody asked for. `sink` gets every piece, on the engine's thread."""
+    """What somebody asked for: a group of sequences that are admitted, stepped and preempted together.
+
+    `sink` gets every piece, on the engine's thread and after the step that made it; then, where one is given, `notify`
+    is called, once for all requests that have the same.
+    """
 
     prompt: str | None
     prompt_token_ids: list[int]
@@ -26,42 +32,82 @@ class Request:
     seed: int
     stages: tuple[Stage, ...]
     sink: Sink
+    notify: Callable[[], None] | None = None
     sequences: list[Sequence] = field(default_factory=list)
+    live: list[Sequence] = field(default_factory=list)
+    """The sequences that have not ended."""
+    is_forked: bool = False
+    """Whether the choices have gone their own ways. Until then the first one alone computes the prompt."""
+    ending: frozenset[int] = frozenset()
+    """Token ids that end a choice."""
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    """For the prompt's tokens so far, None for the first of all; None unless they are wanted."""
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that the prefix cache had when the request was first admitted."""
+    added_s: float = field(default_factory=time.perf_counter)
 
     @property
-    def is_finished(self) -> bool:
-        """Whether every choice has ended."""
-        return all(sequence.finish_reason for sequence in self.sequences)
+    def decodes(self) -> bool:
+        """Whether each of the live sequences has just its last token to bring into the cache."""
+        return self.is_forked and all(sequence.num_new_tokens == 1 for sequence in self.live)
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """Whether logits of the prompt's positions are still to be computed."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt_token_ids)
+
+    def prefills(self) -> list[tuple[Sequence, int]]:
+        """The sequences that have tokens to bring into the cache before all can draw together, with how many.
+
+        A sequence that is alone brings all of its tokens and draws; of several each keeps its last one for a step in
+        which all draw.
+        """
+        if not self.is_forked or len(self.live) == 1:
+            return [(self.live[0], self.live[0].num_new_tokens)]
+        return [(sequence, sequence.num_new_tokens - 1) for sequence in self.live if sequence.num_new_tokens > 1]
+
+    def output(self) -> RequestOutput:
+        """What the finished request gave."""
+        return RequestOutput(
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            seed=self.seed,
+            outputs=[sequence.choice() for sequence in self.sequences],
+            prompt_logprobs=self.prompt_logprobs,
+            num_cached_tokens=self.num_cached_tokens,
+        )
 
 
 class Sequence:
-    """One choice as it grows: its tokens, how many of them are in the KV cache, and where."""
+    """One choice as it grows: its tokens, and where the keys and values of its window are.
+
+    The window is what the model sees: all tokens, or the last ones where the context slides.
+    """
 
     def __init__(self, request: Request, index: int, max_model_len: int, text: TextStream) -> None:
-        prompt = request.prompt_token_ids
+        prompt, params = request.prompt_token_ids, request.params
         self.request = request
         self.index = index
         self.num_prompt_tokens = len(prompt)
-        self.max_len = min(max_model_len, len(prompt) + request.params.max_tokens)
-        self._tokens = np.empty(max(self.max_len, len(prompt)), np.int32)
+        self._context = max_model_len
+        most = len(prompt) + params.max_tokens
+        self.max_len = most if params.on_full == "slide" else min(max_model_len, most)
+        self._tokens = np.empty(min(self.max_len, len(prompt) + _MARGIN), np.int32)
         self._tokens[: len(prompt)] = prompt
         self.num_tokens = len(prompt)
-        self.num_cached_tokens = 0
-        self.blocks: Int32 | None = None
+        self._start = 0  # of the window
+        self.kv = KVEntries()
         self.chain: Chain | None = None
         self.text = text
-        self.logprobs: list[TokenLogprobs] | None = None if request.params.logprobs is None else []
+        self.logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self._shown: list[str] = []
-        self.added_s = time.perf_counter()
-        self.first_token_s: float | None = None
-        """Seconds from the request to its first token."""
 
     @property
-    def token_ids(self) -> Int32:
-        """Prompt and output."""
-        return self._tokens[: self.num_tokens]
+    def window(self) -> Int32:
+        """The tokens that the model sees, at positions 0, 1, ..."""
+        return self._tokens[self._start : self.num_tokens]
 
     @property
     def prompt_token_ids(self) -> Int32:
@@ -72,28 +118,49 @@ class Sequence:
         return self._tokens[self.num_prompt_tokens : self.num_tokens]
 
     @property
+    def num_window_tokens(self) -> int:
+        return self.num_tokens - self._start
+
+    @property
     def num_new_tokens(self) -> int:
-        """Tokens that are not in the KV cache yet: the whole prompt at first, then one a step."""
-        return self.num_tokens - self.num_cached_tokens
+        """Tokens of the window that are not in the KV cache yet: the whole prompt at first, then one a step."""
+        return self.num_tokens - self._start - self.kv.num_tokens
 
     @property
     def is_full(self) -> bool:
         """Whether max_tokens or the context allows no further token."""
         return self.num_tokens >= self.max_len
 
+    @property
+    def fills_context(self) -> bool:
+        """Whether the window has as many tokens as the model has positions."""
+        return self.num_tokens - self._start >= self._context
+
+    @property
+    def most_window_tokens(self) -> int:
+        """How long the window can get."""
+        return min(self._context, self.max_len - self._start)
+
     def append(self, token_id: int) -> None:
         """Add an output token."""
+        if self.num_tokens == len(self._tokens):
+            tokens = np.empty(min(self.max_len, 2 * self.num_tokens), np.int32)
+            tokens[: self.num_tokens] = self._tokens
+            self._tokens = tokens
         self._tokens[self.num_tokens] = token_id
         self.num_tokens += 1
-        if self.first_token_s is None:
-            self.first_token_s = time.perf_counter() - self.added_s
 
-    def emit(self, text: str, num_token_ids: int) -> None:
-        """Pass on what a step added: some text and the last `num_token_ids` tokens."""
+    def slide(self) -> None:
+        """Let the window begin anew with the last half of the context; its keys and values must have been given up."""
+        assert not self.kv.num_blocks
+        self._start = self.num_tokens - self._context // 2
+
+    def piece(self, text: str, num_token_ids: int) -> Piece:
+        """What a step added: some text and the last `num_token_ids` tokens."""
         self._shown.append(text)
-        token_ids = self.token_ids[self.num_tokens - num_token_ids :].tolist()
+        token_ids = self._tokens[self.num_tokens - num_token_ids : self.num_tokens].tolist()
         logprobs = self.logprobs[-1:] if self.logprobs is not None and num_token_ids else None
-        self.request.sink(Piece(text, token_ids, logprobs, self.finish_reason, self.index, self.error))
+        return Piece(text, token_ids, logprobs, self.finish_reason, self.index, self.error)
 
     def choice(self) -> Choice:
         """The finished sequence, for its user."""

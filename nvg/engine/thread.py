@@ -5,9 +5,10 @@ Callers wait on queues, so Ctrl-C reaches a waiting main thread while a step run
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from nvg.engine.engine import Engine
 from nvg.engine.sequence import Request
 from nvg.errors import AbortedError, EngineError
+from nvg.runtime.gil import GilShare
 
 Command = Callable[[], None]
 
@@ -28,37 +30,72 @@ class EngineThread:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._is_claimed = False
         self._process = os.getpid()
         self._fault: str | None = None
+        self._computing: set[Future[Any]] = set()
 
-    def submit(self, request: Request) -> None:
-        """Queue a request that passed `Engine.check`."""
-        self._send(lambda: self._engine.add(request))
+    def claim_loop(self) -> None:
+        """The caller makes the steps. Raises EngineError where this thread does, or where all is closed."""
+        with self._lock:
+            if self._closed:
+                raise EngineError("the LLM is closed; create a new one")
+            if self._thread is not None:
+                raise EngineError(
+                    "this LLM has used generate, stream or logits, so its own thread makes its steps: "
+                    "create another one for a loop of your own"
+                )
+            self._is_claimed = True
 
-    def abort(self, request: Request) -> None:
-        """End a request within a step's time, the running step included."""
-        self._send(lambda: self._engine.abort(request))
-        self._engine.runner.abort()
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests that passed `Engine.check`."""
+
+        def add() -> None:
+            for request in requests:
+                self._engine.add(request)
+
+        self._send(add)
+
+    def abort(self, requests: Sequence[Request]) -> None:
+        """End requests that were submitted, before the next step. Where no other runs, the running one is cut short.
+
+        May be called by a finaliser, in the middle of anything: takes no lock.
+        """
+
+        def end() -> None:
+            for request in requests:
+                self._engine.abort(request)
+
+        self._commands.put(end)
+        if not self._computing and set(self._engine.requests).issubset(requests):
+            self._engine.runner.abort()  # a step of others that begins meanwhile is made again
 
     def logits(self, token_ids: list[int]) -> Any:
-        """`Engine.logits`, as soon as the pool has room."""
+        """`Engine.logits`, a piece between any two steps."""
         future: Future[Any] = Future()
+        work = self._engine.logits(token_ids)
 
-        def attempt() -> None:
+        def go_on() -> None:
             try:
-                logits = self._engine.logits(token_ids)
-            except Exception as error:
+                next(work)
+            except StopIteration as done:
+                self._computing.discard(future)
+                future.set_result(done.value)
+            except BaseException as error:
+                self._computing.discard(future)
                 future.set_exception(error)
-                return
-            if logits is None:
-                self._commands.put(attempt)
             else:
-                future.set_result(logits)
+                self._commands.put(go_on)
 
-        self._send(attempt)
+        def begin() -> None:
+            self._computing.add(future)
+            go_on()
+
+        self._send(begin)
         try:
             return future.result()
         except KeyboardInterrupt:
+            self._commands.put(work.close)
             self._engine.runner.abort()
             raise
 
@@ -82,6 +119,11 @@ class EngineThread:
         with self._lock:
             if self._closed:
                 raise EngineError("the LLM is closed; create a new one")
+            if self._is_claimed:
+                raise EngineError(
+                    "this LLM's steps are made by a loop over llm.engine: create another one for generate, stream "
+                    "and logits"
+                )
             if self._fault is not None:
                 raise EngineError(f"the engine stopped earlier: {self._fault}")
             self._commands.put(command)
@@ -90,14 +132,13 @@ class EngineThread:
                 self._thread.start()
 
     def _run(self) -> None:
+        gil = GilShare()
         while not self._closed and os.getpid() == self._process:  # a fork made by a sampler has no team of threads
             if not self._engine.has_work:
+                gil.give_up()
                 self._commands.get()()
-            for _ in range(self._commands.qsize()):  # not those that these commands add
-                try:
-                    self._commands.get_nowait()()
-                except Empty:
-                    break
+            self._run_commands()
+            gil.claim()
             try:
                 self._engine.step()
             except AbortedError:
@@ -106,4 +147,13 @@ class EngineThread:
                 with self._lock:
                     self._fault = f"{type(error).__name__}: {error}"
                 self._engine.abort_all("error", f"the engine stopped: {self._fault}")
+        gil.give_up()
+        self._run_commands()
         self._engine.abort_all("aborted")
+        for future in self._computing:
+            future.set_exception(EngineError("the LLM was closed meanwhile"))
+
+    def _run_commands(self) -> None:
+        for _ in range(self._commands.qsize()):  # not those that these commands add
+            with contextlib.suppress(Empty):
+                self._commands.get_nowait()()

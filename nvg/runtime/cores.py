@@ -67,10 +67,22 @@ def available_memory() -> int:
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) * 1024
     for group in _own_cgroups():
-        limit, used = _read(group / "memory.max"), _read(group / "memory.current")
-        if limit.isdigit() and used.isdigit():
-            available = min(available, max(0, int(limit) - int(used)))
-    return available
+        available = min(available, _room(group, "memory.max", "memory.current", "inactive_file"))
+    version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    return min(available, _room(_CGROUP / "memory", *version_1))
+
+
+def _room(group: Path, limit_file: str, used_file: str, cached: str) -> int:
+    """Bytes that a cgroup's memory limit leaves; files that it read and that can be dropped are not in use."""
+    limit, used = _read(group / limit_file), _read(group / used_file)
+    if not (limit.isdigit() and used.isdigit()):
+        return sys.maxsize
+    droppable = 0
+    for line in _read(group / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == cached and value.isdigit():
+            droppable = int(value)
+    return max(0, int(limit) - int(used) + min(droppable, int(used)))
 
 
 def last_level_cache_bytes() -> int:

@@ -1,0 +1,76 @@
+"""The engine in the caller's own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from nvg.engine.engine import Engine
+from nvg.engine.sequence import Request, Sink
+from nvg.params import Piece, RequestOutput, SamplingParams
+
+
+class StepLoop:
+    """Requests are added, steps are made, outputs come as requests end. Not thread-safe.
+
+        ids = {llm.engine.add_request(prompt, params): prompt for prompt in prompts}
+        while not llm.engine.is_finished():
+            for request_id, output in llm.engine.step():
+                print(ids[request_id], output.text)
+
+    An LLM is used either in this way or by its own methods; the second of both raises EngineError.
+    """
+
+    def __init__(
+        self, engine: Engine, make_request: Callable[[Any, SamplingParams, Sink], Request], claim: Callable[[], None]
+    ) -> None:
+        """claim: raises EngineError where the engine is not the caller's."""
+        self._engine = engine
+        self._make_request = make_request
+        self._claim = claim
+        self._ids = count()
+        self._requests: dict[int, Request] = {}
+        self._finished: list[tuple[int, RequestOutput]] = []
+
+    def add_request(
+        self, prompt: Any, params: SamplingParams | None = None, on_piece: Callable[[Piece], None] | None = None
+    ) -> int:
+        """Queue a prompt, a text or token ids; returns the request's id. `step` calls `on_piece` for each token.
+
+        Raises ParameterError for what can't be run.
+        """
+        self._claim()
+        request_id = next(self._ids)
+        params = params or SamplingParams()
+        left = params.n
+
+        def sink(piece: Piece) -> None:
+            nonlocal left
+            left -= piece.finish_reason is not None
+            if not left:
+                self._finished.append((request_id, self._requests.pop(request_id).output()))
+            if on_piece is not None:
+                on_piece(piece)
+
+        request = self._make_request(prompt, params, sink)
+        self._requests[request_id] = request
+        self._engine.add(request)
+        return request_id
+
+    def step(self) -> list[tuple[int, RequestOutput]]:
+        """Make one step; returns (id, output) of the requests that have ended since the last one."""
+        self._claim()
+        self._engine.step()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def is_finished(self) -> bool:
+        """Whether there is no request whose output `step` has yet to return."""
+        return not self._requests and not self._finished
+
+    def abort(self, request_id: int) -> None:
+        """End a request; the next `step` returns what it has. An id that has ended is ignored."""
+        self._claim()
+        if request_id in self._requests:
+            self._engine.abort(self._requests[request_id])

@@ -1,0 +1,53 @@
+"""Log-probabilities of tokens, for those who ask for them: log-softmax of a row of logits before any sampler."""
+
+# mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False, warn-return-any=False
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba.core import types
+
+from nvg.params import TokenLogprobs
+from nvg.runtime.compile_cache import CompileStep, function_step, njit
+from nvg.sampling import select, vector
+from nvg.sampling.contract import Logits
+from nvg.sampling.vector import LANES
+
+
+@njit(cached=True, nogil=False)
+def log_total(row: Logits) -> float:
+    """ln(sum of e^row) in nats, for a row without NaN or +inf; weights are float32, their sum float64."""
+    top = select.largest(row)
+    weights = np.empty((row.size + LANES - 1) // LANES * LANES, np.float32)
+    for i in range(row.size):
+        weights[i] = row[i]
+    for i in range(row.size, weights.size):
+        weights[i] = -np.inf
+    sums = np.zeros(LANES)
+    vector.weigh(weights, weights.size // LANES, top, sums)
+    total = 0.0
+    for lane in range(LANES):
+        total += sums[lane]
+    return np.float64(top) + math.log(total)
+
+
+def token_logprobs(row: Logits, token_id: int, num_top: int) -> TokenLogprobs:
+    """Those of one token and of the `num_top` most probable ones, the lowest ids first among equals.
+
+    row: float32 (n,), the logits of ids 0 .. n - 1, without NaN or +inf; an id beyond them has probability 0.
+    """
+    total = log_total(row)
+    logprob = float(row[token_id]) - total if token_id < row.size else -math.inf
+    num_top = min(num_top, row.size)
+    top: list[int] = []
+    if num_top:
+        candidates = np.flatnonzero(row >= np.float32(select.kth_largest(row, num_top)))
+        top = candidates[np.argsort(-row[candidates], kind="stable")][:num_top].tolist()
+    return TokenLogprobs(token_id, logprob, {i: float(row[i]) - total for i in top})
+
+
+def compile_steps() -> list[CompileStep]:
+    """All of this file that Python calls."""
+    return [function_step(log_total, (types.float32[::1],))]
