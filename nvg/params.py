@@ -117,9 +117,9 @@ class EngineConfig:
     """Most sequences in one step."""
     max_num_batched_tokens: int = 512
     """Most tokens in one step; longer prompts are prefilled in pieces."""
-    max_prefill_tokens: int = 64
-    """Most tokens of prompts in a step in which others decode, or twice as many as decode if that is more: how long
-    these wait for somebody else's prompt."""
+    max_prefill_tokens: int = 32
+    """Most tokens of prompts in a step in which others decode, or four times as many as decode if that is more: how
+    long these wait for somebody else's prompt."""
     max_model_len: int | None = None
     """Most tokens of prompt and output together; None means all positions that the model has."""
     block_size: int = 32

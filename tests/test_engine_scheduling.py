@@ -194,19 +194,19 @@ def test_more_choices_than_slots_are_refused():
 
 
 def test_prefill_beside_decodes_is_bounded():
-    engine = make_engine(max_num_batched_tokens=16, max_prefill_tokens=3)
+    engine = make_engine(max_num_batched_tokens=16, max_prefill_tokens=5)
     for i in range(2):
         add(engine, [1 + i], max_tokens=30)
     engine.step()
-    add(engine, [3] * 20, max_tokens=3)
+    add(engine, [3] * 30, max_tokens=2)
     engine.step()
-    assert step_tokens(engine) == [1, 1, 4], "twice as many as decode"
+    assert step_tokens(engine) == [1, 1, 8], "four times as many as decode"
     engine.abort(engine.requests[0])
     engine.step()
-    assert step_tokens(engine) == [1, 3], "or max_prefill_tokens"
+    assert step_tokens(engine) == [1, 5], "or max_prefill_tokens"
     engine.abort(engine.requests[0])
     engine.step()
-    assert step_tokens(engine) == [13], "or all, if nobody waits"
+    assert step_tokens(engine) == [16], "or all, if nobody waits"
 
 
 def test_slots_are_filled_while_work_waits():

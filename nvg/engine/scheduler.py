@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from nvg.engine.kv import KVCache
 from nvg.engine.sequence import Request, Sequence
 
-_PREFILL_PER_DECODE = 2
+_PREFILL_PER_DECODE = 4
+"""Where many decode, a step is long anyway, and more of the slots than a fifth should decode."""
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ class Limits:
     max_batched_tokens: int
     max_logits_rows: int
     max_prefill_tokens: int
-    """Beside decodes, unless these are so many that twice their number is more."""
+    """Beside decodes, unless four times their number is more."""
 
 
 class Scheduler:
