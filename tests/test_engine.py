@@ -46,6 +46,7 @@ def test_a_request_is_continued_until_max_tokens_and_leaves_nothing():
     assert [piece.token_ids for piece in pieces] == [[2], [3], [4], [5], [6], [1], [2], [3]]
     assert [piece.finish_reason for piece in pieces] == [None] * 7 + ["length"]
     assert engine.pool.num_free == free == engine.pool.num_blocks
+    assert request.sequences[0].chain is None, "its memory is worth a few hundred kB"
 
 
 def test_long_prompts_are_prefilled_in_pieces_beside_decodes():

@@ -241,6 +241,7 @@ class Engine:
 
     def _finish(self, sequence: Sequence, reason: FinishReason, text: str, num_token_ids: int) -> None:
         sequence.finish_reason = reason
+        sequence.chain = None  # whose rows are as long as the vocabulary, and a caller may keep many requests
         self._scheduler.remove(sequence)
         self._pieces.append((sequence.request, sequence.piece(text, num_token_ids)))
 

@@ -9,7 +9,7 @@ from nvg.engine.kv import KVCache
 from nvg.engine.sequence import Request, Sequence
 
 _PREFILL_PER_DECODE = 4
-"""Where many decode, a step is long anyway, and more of the slots than a fifth should decode."""
+"""Where many decode a step is long anyway, and slots must fill as fast as they empty."""
 
 
 @dataclass(slots=True)
