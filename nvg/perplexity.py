@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nvg.errors import ParameterError
+from nvg.errors import EngineError, ParameterError
 from nvg.llm import LLM
 from nvg.model.contract import Float32
 from nvg.runtime.cores import default_threads
@@ -83,7 +83,7 @@ def measure(
 
     Log-softmax over the whole vocabulary in float64. Holds the logits of one window at a time. Raises ParameterError
     for a context that the model does not have or that is below 2, a stride outside 1 .. context, and fewer than 2
-    tokens.
+    tokens; EngineError for a model that gives NaN.
     """
     stride = context if stride is None else stride
     if not 2 <= context <= llm.max_model_len:
@@ -104,6 +104,10 @@ def measure(
             parts = [slice(i, i + _ROWS) for i in range(0, len(targets), _ROWS)]
             for some in pool.map(_nats, [rows[part] for part in parts], [targets[part] for part in parts]):
                 nats.extend(some)
+            if any(map(math.isnan, nats[-len(targets) :])):
+                raise EngineError(
+                    f"the model left NaN among tokens {window.begin} to {window.end - 1}; its weights may be damaged"
+                )
             num_bytes += sum(len(llm.tokenizer.token_bytes(token_id)) for token_id in targets)
             if progress is not None:
                 progress(number, len(planned), math.fsum(nats) / len(nats))

@@ -10,7 +10,7 @@ from checkpoints import END_OF_TEXT
 from cli_runner import run_cli
 
 from nvg import LLM
-from nvg.errors import ParameterError
+from nvg.errors import EngineError, ParameterError
 from nvg.perplexity import Window, measure, windows
 
 TEXT = "the sand in her hand and the ending of it all, so on: " * 4
@@ -139,3 +139,18 @@ def test_measure_checks_what_it_is_given(tiny_checkpoint, compiled_kernels):
         result = measure(llm, list(range(20)), context=8, progress=lambda *progress: seen.append(progress))
     assert [(done, total) for done, total, _ in seen] == [(1, 3), (2, 3), (3, 3)]
     assert seen[-1][2] == pytest.approx(result.nats_per_token)
+
+
+def test_a_model_that_gives_nan_is_an_error(tiny_checkpoint, compiled_kernels, monkeypatch):
+    with LLM(str(tiny_checkpoint)) as llm:
+        right = llm.logits
+
+        def logits(token_ids):
+            rows = right(token_ids)
+            if token_ids[0] == 4:
+                rows[-2] = np.nan
+            return rows
+
+        monkeypatch.setattr(llm, "logits", logits)
+        with pytest.raises(EngineError, match="the model left NaN among tokens 3 to 5; its weights may be damaged"):
+            measure(llm, [1, 2, 3, 4, 5, 6, 7], context=3)
