@@ -33,11 +33,31 @@ _COMPARED = 50
 
 
 @dataclass
+class Mean:
+    """Of numbers that are not kept."""
+
+    count: int = 0
+    total: float = 0.0
+    most: float = 0.0
+
+    def add(self, value: float) -> None:
+        """One more."""
+        self.count += 1
+        self.total += value
+        self.most = max(self.most, value)
+
+    @property
+    def value(self) -> float:
+        """The mean."""
+        return self.total / max(self.count, 1)
+
+
+@dataclass
 class Watch:
     """What is seen of the engine now and then."""
 
-    slots: list[float] = field(default_factory=list)
-    waste: list[float] = field(default_factory=list)
+    slots: Mean = field(default_factory=Mean)
+    waste: Mean = field(default_factory=Mean)
     resident: list[int] = field(default_factory=list)
     """Bytes, each time that a tenth of the requests was done."""
     cancelled: int = 0
@@ -102,8 +122,8 @@ async def look(llm: AsyncLLM, watch: Watch) -> None:
     size = engine.pool.num_blocks * engine.pool.block_size
     while True:
         if engine.num_waiting:
-            watch.slots.append(engine.num_running / engine.max_num_seqs)
-        watch.waste.append(engine.num_empty_entries / size)
+            watch.slots.add(engine.num_running / engine.max_num_seqs)
+        watch.waste.add(engine.num_empty_entries / size)
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
@@ -167,8 +187,6 @@ def main() -> int:
         stats = vars(llm.stats).copy()
         changed = compare(llm, watch)
     drift = watch.resident[-1] / watch.resident[0] - 1
-    waste = sum(watch.waste) / len(watch.waste)
-    slots = sum(watch.slots) / len(watch.slots) if watch.slots else 1.0
     numbers: dict[str, Any] = {
         "requests": args.requests,
         "cancelled": watch.cancelled,
@@ -178,17 +196,17 @@ def main() -> int:
         "preemptions": stats["preemptions"],
         "resident after each tenth, MB": [round(size / 1e6, 1) for size in watch.resident],
         "drift of resident memory": drift,
-        "slots taken while work waited": slots,
-        "KV waste, of the pool": waste,
-        "most KV waste": max(watch.waste),
+        "slots taken while work waited": watch.slots.value,
+        "KV waste, of the pool": watch.waste.value,
+        "most KV waste": watch.waste.most,
         "blocks that leaked": leaked,
         "compared with themselves alone": len(watch.kept),
         "that gave something else": changed,
     }
     print_table([[name, f"{value:.4f}" if isinstance(value, float) else str(value)] for name, value in numbers.items()])
     write_json(args.json, {"machine": machine, "dtype": args.dtype, "threads": args.threads, **numbers})
-    good = drift < MOST_DRIFT and slots > LEAST_SLOTS and waste < MOST_WASTE and not leaked and not changed
-    return 0 if good else 1
+    is_good = drift < MOST_DRIFT and watch.slots.value > LEAST_SLOTS and watch.waste.value < MOST_WASTE
+    return 0 if is_good and not leaked and not changed else 1
 
 
 if __name__ == "__main__":

@@ -136,3 +136,25 @@ def test_kernels_refuses_what_it_has_not(run, option, value, shown):
     process, _ = run("kernels.py", option, value)
     assert process.returncode == 2
     assert shown in process.stderr
+
+
+def test_throughput_measures_nvg_and_names_missing_peers(run):
+    options = ("--model", "tales", "--precision", "float32,int8", "--requests", "3", "--slots", "2")
+    process, result = run("throughput.py", *options, "--repetitions", "2", "--json", "result.json")
+    assert process.returncode == 0, process.stderr
+    for precision in ("float32", "int8"):
+        engines = result["precisions"][precision]["engines"]
+        assert len(engines["nvg"]["tok_s"]) == len(engines["nvg-int8-kv"]["tok_s"]) == 2
+        for name in ("llama.cpp", "openvino-genai", "ctranslate2"):
+            assert engines[name]["problem"].startswith("missing: no "), engines[name]
+            assert name in process.stdout
+        assert list(result["precisions"][precision]["nvg_is_x"]) == ["nvg-int8-kv"]
+
+
+def test_soak_counts_and_compares(run):
+    process, result = run("soak.py", "--requests", "250", "--json", "result.json")
+    assert result["requests"] == 250, process.stderr
+    assert result["blocks that leaked"] == result["that gave something else"] == 0
+    assert result["cancelled"] > 0
+    assert len(result["resident after each tenth, MB"]) == 10
+    assert result["tokens from the prefix cache"] > 0

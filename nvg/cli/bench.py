@@ -215,13 +215,16 @@ def _stages(samplers: tuple[str, ...], sampler_options: tuple[str, ...]) -> tupl
     return resolve(SamplingParams(sampler=samplers), (), sampler_options) if samplers else ()
 
 
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' if number > 1 else ''}"
+
+
 def _print(result: BenchResult) -> None:
     """The table."""
     work = result.options
     sampled = f"sampled through {', '.join(result.sampler)}" if result.sampler else "nothing sampled"
-    threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
     kv = f", KV {result.config.kv_dtype}" if result.config.kv_dtype else ""
-    click.echo(f"{result.model}, {result.config.dtype}{kv}, {threads}, batch {work.batch}, {sampled}")
+    click.echo(f"{result.model}, {result.config.dtype}{kv}, {_threads(result.threads)}, batch {work.batch}, {sampled}")
     click.echo(
         f"prompts of {work.prompt_tokens} tokens, {work.new_tokens} decode steps after {work.context}, "
         f"{work.repetitions} repetitions"
@@ -245,7 +248,7 @@ def _print_workload(record: dict[str, Any]) -> None:
     """The table of a workload."""
     kv = f", KV {record['kv_dtype']}" if record["kv_dtype"] else ""
     click.echo(
-        f"{record['model']}, {record['dtype']}{kv}, {record['threads']} threads, {record['workload']}: "
+        f"{record['model']}, {record['dtype']}{kv}, {_threads(record['threads'])}, {record['workload']}: "
         f"{record['requests']} requests, {record['prompt_tokens']} tokens in, {record['output_tokens']} out, "
         f"up to {record['max_num_seqs']} at once, sampled through {', '.join(record['sampler'])}"
     )
