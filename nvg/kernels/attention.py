@@ -29,15 +29,20 @@ from nvg.kernels.kv import (
     round32,
     store_entry,
 )
-from nvg.kernels.microkernels import heights, paged_product, panel_product
+from nvg.kernels.microkernels import heights, paged_product, panel_product, row_product
 from nvg.kernels.operands import store_operand
 from nvg.kernels.simd import float32_at
+from nvg.kernels.tiles import FROM_C
 from nvg.runtime.atomics import atomic_add
 from nvg.runtime.compile_cache import njit
 from nvg.runtime.team import NEXT_UNIT
 
 QUERY_ROWS = heights("float32")[0]
-"""Most query rows of a tile."""
+"""Most query rows of a tile, and most heads of a sequence with one query."""
+SUM_ROWS = QUERY_ROWS + 2
+"""Rows of scratch: two for a key and a value."""
+_FIXED_WORK = 24
+"""Of a head with one query, in keys: what is to be done however few there are."""
 
 
 @cache
@@ -121,57 +126,151 @@ def _attend_tile(kv_dtype: str) -> Any:
 
 
 @cache
-def _store_and_attend(kv_dtype: str) -> Any:
-    """The compiled function that writes the key and value of a sequence's only token of the step, and out[token, head];
-    `row` is the token's row of queries, keys and values, all float32."""
-    attend_tile = _attend_tile(kv_dtype)
+def _attend_one(kv_dtype: str) -> Any:
+    """The compiled function that writes the keys and values of a sequence's only token of the step, and its attention,
+    of heads first_head .. end_head, QUERY_ROWS at most.
+
+    `row` is the token's row of queries, keys and values, all float32; `out` its row of the output. Goes from block to
+    block, and in each from head to head: what lies beside each other is read in one go.
+    """
+    multiply_row = row_product(KV_TILES[kv_dtype])
     store_one = store_entry(kv_dtype)
     layout = kv_layout(kv_dtype)
+    softmax = simd.softmax_bfloat16 if kv_dtype == "bfloat16" else simd.softmax_float32
     narrow = store_operand("bfloat16")
     narrows = kv_dtype == "bfloat16"
+    item, pair, has_scales = KV_ITEM_BYTES[kv_dtype], KV_PAIR[kv_dtype], KV_SCALE_BYTES[kv_dtype] > 0
 
-    def store_and_attend(
-        row, position, table, tables, scale, shape, layer, head, pool, scores, lds, sums, ldv, out, ldo
+    def attend_one(
+        row, position, table, tables, scale, shape, layer, first_head, end_head, pool, scores_at, lds, sums_at, ldv,
+        out,
     ):  # fmt: skip
         n_layer, n_head, head_size, block_size = shape
-        query = row + head * head_size * 4
-        key, value = query + n_head * head_size * 4, query + 2 * n_head * head_size * 4
-        if narrows:  # to the rows of sums, which are not needed yet
-            groups = round32(head_size) // PANEL
-            narrow(query, groups, sums)
-            narrow(key, groups, sums + ldv)
-            narrow(value, groups, sums + 2 * ldv)
-            query, key, value = sums, sums + ldv, sums + 2 * ldv
-        to_keys, to_values, block_bytes = layout(layer, head, n_layer, n_head, head_size, block_size)
+        num_heads, num_keys = end_head - first_head, position + 1
+        to_keys, to_values, block_bytes = layout(layer, first_head, n_layer, n_head, head_size, block_size)
+        next_keys, next_values, _ = layout(layer, first_head + 1, n_layer, n_head, head_size, block_size)
+        key_bytes, value_bytes = next_keys - to_keys, next_values - to_values
+        n_embd, panels, slot = n_head * head_size, round32(head_size) // PANEL, position % block_size
+        queries, ldq = row + first_head * head_size * 4, head_size * 4
         block = pool + np.int64(tables[table + position // block_size]) * block_bytes
-        store_one(key, value, head_size, block_size, position % block_size, block + to_keys, block + to_values)
-        attend_tile(
-            query, 0, 1, position, table, tables, scale, shape, layer, head, pool, scores, lds, sums, ldv, out, ldo
-        )  # fmt: skip
+        for i in range(num_heads):
+            query = queries + i * ldq
+            key, value = query + n_embd * 4, query + 2 * n_embd * 4
+            if narrows:  # to the rows of sums, which are not needed yet
+                narrow(query, panels, sums_at + i * ldv)
+                narrow(key, panels, sums_at + QUERY_ROWS * ldv)
+                narrow(value, panels, sums_at + (QUERY_ROWS + 1) * ldv)
+                key, value = sums_at + QUERY_ROWS * ldv, sums_at + (QUERY_ROWS + 1) * ldv
+            store_one(
+                key, value, head_size, block_size, slot, block + to_keys + i * key_bytes,
+                block + to_values + i * value_bytes,
+            )  # fmt: skip
+        if narrows:
+            queries, ldq = sums_at, ldv
+        steps = (head_size + pair - 1) // pair
+        for first_key in range(0, num_keys, block_size):
+            block = pool + np.int64(tables[table + first_key // block_size]) * block_bytes
+            count = min(block_size, num_keys - first_key)
+            for i in range(num_heads):
+                keys, to = block + to_keys + i * key_bytes, scores_at + i * lds + first_key * 4
+                for key in range(0, count, PANEL):
+                    multiply_row(queries + i * ldq, keys + key * steps * pair * item, to + key * 4, steps, 0)
+                if has_scales:
+                    simd.multiply_rows(to, keys + head_size * block_size * item, count)
+        scores = carray(float32_at(scores_at), num_heads * lds // 4)
+        for i in range(num_heads):
+            total = softmax(scores_at + i * lds, num_keys, num_keys, scale)
+            # the normaliser is kept where no value will be: the scores' rows are one panel wider than the keys
+            scores[(i + 1) * lds // 4 - 1] = np.float32(1) / total
+        for first_key in range(0, num_keys, block_size):
+            block = pool + np.int64(tables[table + first_key // block_size]) * block_bytes
+            count = min(block_size, num_keys - first_key)
+            mode = FROM_C if first_key > 0 else 0
+            for i in range(num_heads):
+                values, weights = block + to_values + i * value_bytes, scores_at + i * lds + first_key // pair * 4
+                if has_scales:
+                    simd.multiply_rows(weights, values + round32(head_size) * block_size * item, count)
+                for panel in range(panels):
+                    multiply_row(
+                        weights, values + panel * block_size * PANEL * item, sums_at + i * ldv + panel * PANEL * 4,
+                        (count + pair - 1) // pair, mode,
+                    )  # fmt: skip
+        sums = carray(float32_at(sums_at), num_heads * ldv // 4)
+        results = carray(float32_at(out + first_head * head_size * 4), num_heads * head_size)
+        for i in range(num_heads):
+            normaliser = scores[(i + 1) * lds // 4 - 1]
+            head_out = results[i * head_size : (i + 1) * head_size]
+            head_sums = sums[i * ldv // 4 : i * ldv // 4 + head_size]
+            for d in range(head_size):
+                head_out[d] = head_sums[d] * normaliser
 
-    return njit(store_and_attend, name=f"store_and_attend_{kv_dtype}")
+    return njit(attend_one, name=f"attend_one_{kv_dtype}")
+
+
+@cache
+def _attend_ones(kv_dtype: str) -> Any:
+    """The compiled function that does the sequences with one token in this step: each thread has a share of all their
+    heads, as much work as the others'."""
+    attend_one = _attend_one(kv_dtype)
+
+    def attend_ones(
+        qkv, ldq, positions, query_offsets, num_seqs, block_tables, tables_width, scale, shape, layer, pool, scores,
+        lds, sums, ldv, out, ldo, thread, num_threads,
+    ):  # fmt: skip
+        n_head = shape[1]
+        work = np.int64(0)
+        for s in range(num_seqs):
+            if query_offsets[s + 1] - query_offsets[s] == 1:
+                work += (np.int64(positions[query_offsets[s]]) + _FIXED_WORK) * n_head
+        low, high = work * thread // num_threads, work * (thread + 1) // num_threads
+        for s in range(num_seqs):
+            token = np.int64(query_offsets[s])
+            if query_offsets[s + 1] - token > 1:
+                continue
+            position = np.int64(positions[token])
+            of_head = position + _FIXED_WORK
+            first = min(max((low + of_head - 1) // of_head, 0), n_head)
+            end = min((high + of_head - 1) // of_head, n_head)
+            low, high = low - of_head * n_head, high - of_head * n_head
+            if end <= first:
+                continue
+            pieces = (end - first + QUERY_ROWS - 1) // QUERY_ROWS
+            for piece in range(pieces):
+                attend_one(
+                    qkv + token * ldq, position, s * tables_width, block_tables, scale, shape, layer,
+                    first + (end - first) * piece // pieces, first + (end - first) * (piece + 1) // pieces, pool,
+                    scores, lds, sums, ldv, out + token * ldo,
+                )  # fmt: skip
+
+    return njit(attend_ones, name=f"attend_ones_{kv_dtype}")
 
 
 @cache
 def attend(kv_dtype: str) -> Any:
     """The compiled function (qkv, ldq, positions, query_offsets, tile_offsets, num_seqs, block_tables, tables_width,
-    scale, shape, layer, pool, scores, lds, sums, ldv, out, ldo, meeting, unit_base): out (T, C) = attention of all
-    queries of the step, this thread taking (sequence, head, tile) units as they come.
+    scale, shape, layer, pool, scores, lds, sums, ldv, out, ldo, meeting, unit_base, thread, num_threads): out (T, C) =
+    attention of all queries of the step. Of sequences with one token each thread has its share; the others' (sequence,
+    head, tile) units are taken as they come.
 
     qkv: address of rows ldq bytes apart, as `store_kv` left them. scores, sums, out: addresses of float32 rows lds,
-    ldv, ldo bytes apart; the pool is of `kv_dtype`. tile_offsets (S + 1,): tiles of QUERY_ROWS queries before each
-    sequence. Which thread computes a unit does not change its bits. `meeting[NEXT_UNIT]` must be unit_base when all
-    threads begin; each thread takes one unit more than there are, so it ends at unit_base + units + threads.
+    ldv, ldo bytes apart, QUERY_ROWS of scores and SUM_ROWS of sums; the pool is of `kv_dtype`. tile_offsets (S + 1,):
+    tiles of QUERY_ROWS queries before each sequence, those with one token having none. Which thread computes something
+    does not change its bits. `meeting[NEXT_UNIT]` must be unit_base when all threads begin; each thread takes one unit
+    more than there are, so it ends at unit_base + units + threads.
     """
     attend_tile = _attend_tile(kv_dtype)
-    store_and_attend = _store_and_attend(kv_dtype)
+    attend_ones = _attend_ones(kv_dtype)
     query_item = QUERY_ITEM_BYTES[kv_dtype]
 
     def attend_all(
         qkv, ldq, positions, query_offsets, tile_offsets, num_seqs, block_tables, tables_width,
-        scale, shape, layer, pool, scores, lds, sums, ldv, out, ldo, meeting, unit_base,
+        scale, shape, layer, pool, scores, lds, sums, ldv, out, ldo, meeting, unit_base, thread, num_threads,
     ):  # fmt: skip
         n_head, head_size = shape[1], shape[2]
+        attend_ones(
+            qkv, ldq, positions, query_offsets, num_seqs, block_tables, tables_width, scale, shape, layer, pool, scores,
+            lds, sums, ldv, out, ldo, thread, num_threads,
+        )  # fmt: skip
         num_units = np.int64(tile_offsets[num_seqs]) * n_head
         while True:
             unit = atomic_add(meeting, NEXT_UNIT, 1) - unit_base
@@ -190,16 +289,10 @@ def attend(kv_dtype: str) -> Any:
             token = np.int64(query_offsets[low]) + tile * QUERY_ROWS
             num_rows = min(QUERY_ROWS, query_offsets[low + 1] - token)
             position = np.int64(positions[token])
-            row, to = qkv + token * ldq, out + token * ldo + head * head_size * 4
-            if query_offsets[low + 1] - query_offsets[low] > 1:
-                attend_tile(
-                    row + head * head_size * query_item, ldq, num_rows, position, low * tables_width, block_tables,
-                    scale, shape, layer, head, pool, scores, lds, sums, ldv, to, ldo,
-                )  # fmt: skip
-                continue
-            store_and_attend(
-                row, position, low * tables_width, block_tables, scale, shape, layer, head, pool, scores, lds, sums,
-                ldv, to, ldo,
+            attend_tile(
+                qkv + token * ldq + head * head_size * query_item, ldq, num_rows, position, low * tables_width,
+                block_tables, scale, shape, layer, head, pool, scores, lds, sums, ldv,
+                out + token * ldo + head * head_size * 4, ldo,
             )  # fmt: skip
 
     return njit(attend_all, name=f"attend_{kv_dtype}")

@@ -10,7 +10,7 @@ import numpy as np
 from numba import carray, types
 from numba.extending import intrinsic
 
-from nvg.kernels.attention import QUERY_ROWS, attend
+from nvg.kernels.attention import QUERY_ROWS, SUM_ROWS, attend
 from nvg.kernels.formats import GROUP, PANEL
 from nvg.kernels.kv import own_tokens, store_kv
 from nvg.kernels.layers import activate, add_token_row, layer_norm, set_position_row
@@ -82,7 +82,8 @@ def describe_step(
     longest = np.int64(0)
     for s in range(num_seqs):
         longest = max(longest, np.int64(positions[query_offsets[s + 1] - 1]) + 1)
-        tiles = (query_offsets[s + 1] - query_offsets[s] + QUERY_ROWS - 1) // QUERY_ROWS
+        num_queries = query_offsets[s + 1] - query_offsets[s]
+        tiles = (num_queries + QUERY_ROWS - 1) // QUERY_ROWS if num_queries > 1 else 0
         tile_offsets[s + 1] = tile_offsets[s] + tiles
         sequence_of[query_offsets[s] : query_offsets[s + 1]] = s
     return longest
@@ -163,7 +164,7 @@ def _forward(dtype: str, kv_dtype: str) -> Any:
         block_tables = carray(int32_at(c.block_tables), c.num_seqs * c.tables_width)
         meeting = carray(int64_at(c.meeting), MEETING_WORDS)
         # this thread's own
-        scores, sums = c.scores + thread * QUERY_ROWS * c.ld_scores, c.sums + thread * QUERY_ROWS * c.ld_sums
+        scores, sums = c.scores + thread * QUERY_ROWS * c.ld_scores, c.sums + thread * SUM_ROWS * c.ld_sums
         panel_rows, norm_row = c.panel_rows + thread * ROW_BLOCK * PANEL * 4, c.norm_rows + thread * ldx
         first, end = num_tokens * thread // num_threads, num_tokens * (thread + 1) // num_threads
 
@@ -206,7 +207,7 @@ def _forward(dtype: str, kv_dtype: str) -> Any:
             attend_all(
                 c.qkv, ldq, positions, query_offsets, tile_offsets, c.num_seqs, block_tables, c.tables_width,
                 scales[layer], shape, layer, c.pool, scores, c.ld_scores, sums, c.ld_sums, attended, ld_attended,
-                meeting, layer * units,
+                meeting, layer * units, thread, num_threads,
             )  # fmt: skip
             if barrier(meeting, num_threads):
                 return

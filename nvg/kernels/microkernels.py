@@ -73,6 +73,17 @@ def panel_product(kind: str, prefetches: bool = False) -> Any:
 
 
 @cache
+def row_product(kind: str) -> Any:
+    """The compiled function (a, b, c, steps, mode): `panel_product` of one row."""
+    one = _tiles(kind)[-1]
+
+    def multiply_row(a, b, c, steps, mode):
+        one(a, 0, b, 0, c, 0, steps, mode, 0, 0, 0)
+
+    return njit(multiply_row, name=f"multiply_row_{kind}")
+
+
+@cache
 def paged_product(kind: str) -> Any:
     """The compiled function (a, lda, num_rows, b, c, ldc, steps, table, block_bytes, block_steps): C = A B like
     `panel_product`, where the panel's rows lie in blocks of a pool (see `nvg.kernels.tiles`)."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nvg.errors import AbortedError
 from nvg.kernels import checksum, layers
 from nvg.kernels import forward as forward_module
-from nvg.kernels.attention import QUERY_ROWS
+from nvg.kernels.attention import QUERY_ROWS, SUM_ROWS
 from nvg.kernels.formats import PANEL, operand_bytes, panel_bytes, steps_of
 from nvg.kernels.forward import CONTEXT, describe_step, forward
 from nvg.kernels.kv import kv_bytes_per_entry
@@ -120,7 +120,7 @@ class GPT2Runner:
             "operand": np.zeros((all_rows, width["ld_operand"]), np.uint8),
             "inner_operand": np.zeros((rows, width["ld_inner_operand"]), np.uint8),
             "scores": np.zeros((threads, QUERY_ROWS, width["ld_scores"]), np.uint8),
-            "sums": np.zeros((threads, QUERY_ROWS, width["ld_sums"]), np.uint8),
+            "sums": np.zeros((threads, SUM_ROWS, width["ld_sums"]), np.uint8),
             "panel_rows": np.zeros((threads, ROW_BLOCK, PANEL), np.float32),
             "norm_rows": np.zeros((threads, width["ld_embd"]), np.uint8),
             "logits": np.empty((self.max_logits_rows, round32(config.vocab_size)), np.float32),
