@@ -101,7 +101,6 @@ class Chain:
         self._token_ids = np.arange(width, dtype=np.int32)
         self._token_ids.flags.writeable = False
         self._shown_ids = self._token_ids.view()
-        self._scratch = np.empty(width, dtype=np.float64)
         self._few, self._few_ids = np.empty(_FEW, np.float32), np.empty(_FEW, np.int32)
 
     def sample(
@@ -146,7 +145,7 @@ class Chain:
             token_id, logprob = int(token_ids[0]), 0.0
         else:
             number = uniform(self._seed, self._choice, step, DRAW_STAGE, 0)
-            token_id, logprob = draw(candidates, token_ids, number, self._scratch)
+            token_id, logprob = draw(candidates, token_ids, number)
         self._accept(token_id, logprob, step)
         return token_id, logprob
 

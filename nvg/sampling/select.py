@@ -30,6 +30,7 @@ _FEW = 4096
 _BLOCK = 8 * CHUNK
 _HALVINGS = 8
 _ALMOST_ONE = 1 - 1e-9
+_DRAW_BLOCK = 32 * LANES
 
 
 @njit
@@ -407,39 +408,59 @@ def divide(row: Logits, t: float) -> None:
         row[i] = (np.float64(row[i]) - top) / t
 
 
+@njit
+def _chunk_at(row: Logits, start: int) -> tuple[Logits, int]:
+    """`LANES` values from `start` on, and where in the array they begin; beyond the row's end -inf."""
+    if start + LANES <= row.size:
+        return row, start
+    chunk = np.empty(LANES, np.float32)
+    for i in range(LANES):
+        chunk[i] = row[start + i] if start + i < row.size else -_INF
+    return chunk, 0
+
+
 @njit(cached=True, nogil=False)
-def pick(row: Logits, uniform: float, sums: Float64) -> tuple[int, float]:
+def pick(row: Logits, uniform: float) -> tuple[int, float]:
     """(index, log-probability) of the first candidate of softmax(row) whose cumulative probability exceeds `uniform`.
 
-    sums: float64, at least (n,), overwritten. Weights are added in float64 from the first to the last.
+    Weights are float64. Those of `_DRAW_BLOCK` candidates are added in `LANES` sums, these from the first to the last,
+    and so are the blocks' totals, and in the block that decides all that come before a candidate.
     """
     top = largest(row)
-    whole = row.size // LANES * LANES
+    totals = np.empty((row.size + _DRAW_BLOCK - 1) // _DRAW_BLOCK)
     total = 0.0
-    for start in range(0, whole, LANES):
-        total = vector.accumulate(row, start, top, total, sums, start)
-    if whole < row.size:
-        tail, tail_sums = np.empty(LANES, np.float32), np.empty(LANES)
-        for i in range(LANES):
-            tail[i] = row[whole + i] if whole + i < row.size else -_INF
-        total = vector.accumulate(tail, 0, top, total, tail_sums, 0)
-        for i in range(whole, row.size):
-            sums[i] = tail_sums[i - whole]
+    for block in range(totals.size):
+        start = block * _DRAW_BLOCK
+        whole = (min(start + _DRAW_BLOCK, row.size) - start) // LANES
+        weight = vector.total_weight(row, start, whole, top)
+        if start + whole * LANES < min(start + _DRAW_BLOCK, row.size):
+            chunk, offset = _chunk_at(row, start + whole * LANES)
+            weight += vector.total_weight(chunk, offset, 1, top)
+        total += weight
+        totals[block] = total
     # `uniform` is at most 1 - 2**-53, and that times the total is below the total in floating point too.
     bar = uniform * total
-    first, end = 0, row.size - 1
-    while first < end:
-        middle = (first + end) >> 1
-        if sums[middle] > bar:
-            end = middle
-        else:
-            first = middle + 1
-    return first, np.float64(row[first]) - np.float64(top) - math.log(total)
+    block = 0
+    while block < totals.size - 1 and not totals[block] > bar:
+        block += 1
+    reached = totals[block - 1] if block else 0.0
+    sums = np.empty(LANES)
+    found = 0  # where rounding lets no sum of the block exceed the bar, its last candidate that weighs anything
+    for start in range(block * _DRAW_BLOCK, min((block + 1) * _DRAW_BLOCK, row.size), LANES):
+        before = reached
+        chunk, offset = _chunk_at(row, start)
+        reached = vector.accumulate(chunk, offset, top, reached, sums)
+        for i in range(min(LANES, row.size - start)):
+            if sums[i] > before:
+                found, before = start + i, sums[i]
+                if before > bar:
+                    return found, np.float64(row[found]) - np.float64(top) - math.log(total)
+    return found, np.float64(row[found]) - np.float64(top) - math.log(total)
 
 
 def compile_steps() -> list[CompileStep]:
     """All of this file that Python calls."""
-    row, ids, wide = types.float32[::1], types.int32[::1], types.float64[::1]
+    row, ids = types.float32[::1], types.int32[::1]
     int64, float64 = types.int64, types.float64
     return [
         function_step(count_candidates, (row,)),
@@ -452,5 +473,5 @@ def compile_steps() -> list[CompileStep]:
         function_step(kth_largest, (row, int64)),
         function_step(nucleus, (row, float64)),
         function_step(divide, (row, float64)),
-        function_step(pick, (row, float64, wide)),
+        function_step(pick, (row, float64)),
     ]

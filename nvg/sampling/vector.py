@@ -269,7 +269,27 @@ def _wide_exp(builder, x):
 
 
 @intrinsic
-def accumulate(typingctx, row, offset, top, total, sums, sums_offset):
+def total_weight(typingctx, row, offset, num_chunks, top):
+    """The sum of e^(row - top), float64, of `num_chunks` times `LANES` elements."""
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder, LANES)
+        data = array_data(context, builder, sig.args[0], args[0], args[1])
+        top = builder.fpext(emit.splat(args[3]), _WIDE)
+        slot = cgutils.alloca_once_value(builder, _wide(0.0))
+        with _chunks(builder, args[2], LANES) as (index, _):
+            values = builder.fpext(emit.load(emit.offset(data, index)), _WIDE)
+            builder.store(builder.fadd(builder.load(slot), _wide_exp(builder, builder.fsub(values, top))), slot)
+        lanes, total = builder.load(slot), ir.Constant(_F64, 0.0)
+        for lane in range(LANES):
+            total = builder.fadd(total, builder.extract_element(lanes, ir.Constant(I32, lane)))
+        return total
+
+    return _for_rows(row, types.float64(row, types.int64, types.int64, types.float32), codegen)
+
+
+@intrinsic
+def accumulate(typingctx, row, offset, top, total, sums):
     """Add e^(row - top) of `LANES` elements to `total`, one after the other, in float64; `sums` gets the total after
     each, and the last is returned."""
 
@@ -277,7 +297,7 @@ def accumulate(typingctx, row, offset, top, total, sums, sums_offset):
         emit = Emitter(builder, LANES)
         values = builder.fpext(emit.load(array_data(context, builder, sig.args[0], args[0], args[1])), _WIDE)
         weights = _wide_exp(builder, builder.fsub(values, builder.fpext(emit.splat(args[2]), _WIDE)))
-        out = array_data(context, builder, sig.args[4], args[4], args[5])
+        out = array_data(context, builder, sig.args[4], args[4], ir.Constant(I64, 0))
         total = args[3]
         for lane in range(LANES):
             total = builder.fadd(total, builder.extract_element(weights, ir.Constant(I32, lane)))
@@ -285,4 +305,4 @@ def accumulate(typingctx, row, offset, top, total, sums, sums_offset):
         return total
 
     float64, int64 = types.float64, types.int64
-    return _for_rows(row, float64(row, int64, types.float32, float64, sums, int64), codegen)
+    return _for_rows(row, float64(row, int64, types.float32, float64, sums), codegen)
