@@ -12,7 +12,7 @@ import pytest
 from llvmlite import binding, ir
 
 from nvg.kernels.formats import operand_bytes, panel_bytes, steps_of
-from nvg.kernels.microkernels import heights, paged_product, panel_product
+from nvg.kernels.microkernels import apart_product, heights, paged_product, panel_product
 from nvg.kernels.operands import store_operand
 from nvg.kernels.pack import BLOCK_BYTES, PACK_CONTEXT, pack
 from nvg.kernels.tiles import ADD_BIAS, FROM_C, Tile, tile_function
@@ -172,6 +172,26 @@ def test_a_panel_in_blocks_of_a_pool_gives_the_bits_of_a_whole_one(dtype, k):
         assert np.array_equal(c, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("k", [64, 2])
+def test_rows_apart_give_the_bits_of_rows_alone(dtype, k):
+    rng = np.random.default_rng(k)
+    a = operands(dtype, rng.normal(size=(9, k)).astype(np.float32))
+    panels = np.stack([packed(dtype, rng.normal(size=(k, 32)).astype(np.float32)) for _ in range(9)])
+    steps = k if dtype == "float32" else k // 2
+    for num_rows in range(1, 10):
+        c = np.full((num_rows, 37), 0.5, np.float32)
+        expected = c.copy()
+        for mode in (0, FROM_C):
+            apart_product(dtype)(
+                a.ctypes.data, a.strides[0], num_rows, panels.ctypes.data, panels.strides[0], c.ctypes.data,
+                c.strides[0], steps, mode,
+            )  # fmt: skip
+            for row in range(num_rows):
+                product(dtype, a[row : row + 1], panels[row], expected[row : row + 1], k, mode)
+            assert np.array_equal(c, expected)
+
+
 def test_a_tile_of_a_machine_that_is_not_here_compiles_to_its_vector_instructions():
     """aarch64 with NEON and dotprod, cross-compiled: multiply-adds by lanes, sdot and table look-ups."""
     binding.initialize_all_targets()
@@ -184,19 +204,20 @@ def test_a_tile_of_a_machine_that_is_not_here_compiles_to_its_vector_instruction
         tile_function(module, features, Tile(kind, 4, 8, prefetches=True))
     for kind in ("float32", "int8_rows", "bfloat16"):
         tile_function(module, features, Tile(kind, 4, 8, is_paged=True))
+        tile_function(module, features, Tile(kind, 2, 32, is_apart=True))
     for function in module.functions:
         if not function.is_declaration:
             function.linkage = ""  # or it would be dropped
     machine = binding.Target.from_triple(triple).create_target_machine(cpu="generic", features="+neon,+dotprod", opt=3)
     assembly = machine.emit_assembly(binding.parse_assembly(str(module)))
     bodies = dict(re.findall(r"^(nvg_tile_\w+):(.*?)^\.Lfunc_end", assembly, re.S | re.M))
-    assert len(bodies) == 8
+    assert len(bodies) == 11
     for name, body in bodies.items():
-        assert ("prfm" in body) == name.endswith("_10")
+        assert ("prfm" in body) == name.endswith("_100")
         assert not re.search(r"\bbl\t", body), f"{name} calls something"
         assert "fmla" in body
         assert ("sdot" in body) == ("_int8_4x" in name or "_int4_" in name)
-    assert "tbl" in bodies["nvg_tile_int4_4x8_10"]
+    assert "tbl" in bodies["nvg_tile_int4_4x8_100"]
 
 
 BITS = """

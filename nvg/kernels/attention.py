@@ -29,7 +29,7 @@ from nvg.kernels.kv import (
     round32,
     store_entry,
 )
-from nvg.kernels.microkernels import heights, paged_product, panel_product, row_product
+from nvg.kernels.microkernels import apart_product, heights, paged_product, panel_product
 from nvg.kernels.operands import store_operand
 from nvg.kernels.simd import float32_at
 from nvg.kernels.tiles import FROM_C
@@ -133,7 +133,7 @@ def _attend_one(kv_dtype: str) -> Any:
     `row` is the token's row of queries, keys and values, all float32; `out` its row of the output. Goes from block to
     block, and in each from head to head: what lies beside each other is read in one go.
     """
-    multiply_row = row_product(KV_TILES[kv_dtype])
+    multiply_heads = apart_product(KV_TILES[kv_dtype])
     store_one = store_entry(kv_dtype)
     layout = kv_layout(kv_dtype)
     softmax = simd.softmax_bfloat16 if kv_dtype == "bfloat16" else simd.softmax_float32
@@ -171,12 +171,15 @@ def _attend_one(kv_dtype: str) -> Any:
         for first_key in range(0, num_keys, block_size):
             block = pool + np.int64(tables[table + first_key // block_size]) * block_bytes
             count = min(block_size, num_keys - first_key)
-            for i in range(num_heads):
-                keys, to = block + to_keys + i * key_bytes, scores_at + i * lds + first_key * 4
-                for key in range(0, count, PANEL):
-                    multiply_row(queries + i * ldq, keys + key * steps * pair * item, to + key * 4, steps, 0)
-                if has_scales:
-                    simd.multiply_rows(to, keys + head_size * block_size * item, count)
+            keys, to = block + to_keys, scores_at + first_key * 4
+            for key in range(0, count, PANEL):
+                multiply_heads(
+                    queries, ldq, num_heads, keys + key * steps * pair * item, key_bytes, to + key * 4, lds, steps, 0
+                )  # fmt: skip
+            if has_scales:
+                for i in range(num_heads):
+                    scales = keys + i * key_bytes + head_size * block_size * item
+                    simd.multiply_rows(to + i * lds, scales, count)
         scores = carray(float32_at(scores_at), num_heads * lds // 4)
         for i in range(num_heads):
             total = softmax(scores_at + i * lds, num_keys, num_keys, scale)
@@ -186,15 +189,16 @@ def _attend_one(kv_dtype: str) -> Any:
             block = pool + np.int64(tables[table + first_key // block_size]) * block_bytes
             count = min(block_size, num_keys - first_key)
             mode = FROM_C if first_key > 0 else 0
-            for i in range(num_heads):
-                values, weights = block + to_values + i * value_bytes, scores_at + i * lds + first_key // pair * 4
-                if has_scales:
-                    simd.multiply_rows(weights, values + round32(head_size) * block_size * item, count)
-                for panel in range(panels):
-                    multiply_row(
-                        weights, values + panel * block_size * PANEL * item, sums_at + i * ldv + panel * PANEL * 4,
-                        (count + pair - 1) // pair, mode,
-                    )  # fmt: skip
+            values, weights = block + to_values, scores_at + first_key // pair * 4
+            if has_scales:
+                for i in range(num_heads):
+                    scales = values + i * value_bytes + round32(head_size) * block_size * item
+                    simd.multiply_rows(weights + i * lds, scales, count)
+            for panel in range(panels):
+                multiply_heads(
+                    weights, lds, num_heads, values + panel * block_size * PANEL * item, value_bytes,
+                    sums_at + panel * PANEL * 4, ldv, (count + pair - 1) // pair, mode,
+                )  # fmt: skip
         sums = carray(float32_at(sums_at), num_heads * ldv // 4)
         results = carray(float32_at(out + first_head * head_size * 4), num_heads * head_size)
         for i in range(num_heads):

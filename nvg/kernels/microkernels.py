@@ -73,14 +73,26 @@ def panel_product(kind: str, prefetches: bool = False) -> Any:
 
 
 @cache
-def row_product(kind: str) -> Any:
-    """The compiled function (a, b, c, steps, mode): `panel_product` of one row."""
-    one = _tiles(kind)[-1]
+def apart_product(kind: str) -> Any:
+    """The compiled function (a, lda, num_rows, b, ldb, c, ldc, steps, mode): each row of C = its row of A times its own
+    panel, ldb bytes apart. Some rows at a time: their chains and their panels' lines come side by side."""
+    most = max(1, cpu.features().vector_floats // 4)
+    high, middle, one = (make_tile(Tile(kind, rows, PANEL, is_apart=True)) for rows in (most, max(1, most // 2), 1))
+    middle_rows = max(1, most // 2)
 
-    def multiply_row(a, b, c, steps, mode):
-        one(a, 0, b, 0, c, 0, steps, mode, 0, 0, 0)
+    def multiply_apart(a, lda, num_rows, b, ldb, c, ldc, steps, mode):
+        row = 0
+        while num_rows - row >= most:
+            high(a + row * lda, lda, b + row * ldb, ldb, c + row * ldc, ldc, steps, mode)
+            row += most
+        while num_rows - row >= middle_rows:
+            middle(a + row * lda, lda, b + row * ldb, ldb, c + row * ldc, ldc, steps, mode)
+            row += middle_rows
+        while row < num_rows:
+            one(a + row * lda, lda, b + row * ldb, ldb, c + row * ldc, ldc, steps, mode)
+            row += 1
 
-    return njit(multiply_row, name=f"multiply_row_{kind}")
+    return njit(multiply_apart, name=f"multiply_apart_{kind}")
 
 
 @cache

@@ -7,7 +7,8 @@ A tile's kind says how A and B are stored (B always as a panel; `nvg.kernels.for
     bfloat16         A bfloat16, B bfloat16 [k / 2][32][2]
     int8, int4       A int8 in groups of 32 with a scale each, B groups of 32 x 32 codes with a scale for each column
 
-A paged tile finds B's rows in blocks of a pool: values of keys, whose tables say where each block is.
+A paged tile finds B's rows in blocks of a pool: values of keys, whose tables say where each block is. A tile of rows
+apart has a B for each row: queries of several heads, and each head's keys.
 
 Each element of C is one chain of fused multiply-adds in the order of k, begun at 0, at a bias or at what C holds; the
 chain is the same in every tile of a kind, so a row's bits do not depend on the rows beside it, nor on the pieces that k
@@ -35,6 +36,7 @@ from nvg.runtime.cpu import Features
 FROM_C, ADD_BIAS = 1, 2  # what C's chains begin with: bits of `mode`
 ARGUMENTS = ("a", "lda", "b", "column", "c", "ldc", "steps", "mode", "bias", "prefetch", "lines")
 PAGED_ARGUMENTS = ("a", "lda", "b", "column", "c", "ldc", "steps", "table", "block_bytes", "block_steps")
+APART_ARGUMENTS = ("a", "lda", "b", "ldb", "c", "ldc", "steps", "mode")
 STEP_BYTES = {"float32": 4 * PANEL, "bfloat16": 4 * PANEL, "int8_rows": PANEL, **GROUP_BYTES}
 """Of a panel, for one step."""
 
@@ -48,16 +50,18 @@ class Tile:
     num_columns: int
     prefetches: bool = False
     is_paged: bool = False
+    is_apart: bool = False
 
     @property
     def name(self) -> str:
         """Unique among tiles."""
-        return f"nvg_tile_{self.kind}_{self.num_rows}x{self.num_columns}_{int(self.prefetches)}{int(self.is_paged)}"
+        options = "".join(str(int(option)) for option in (self.prefetches, self.is_paged, self.is_apart))
+        return f"nvg_tile_{self.kind}_{self.num_rows}x{self.num_columns}_{options}"
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """Names of what it is called with, all int64."""
-        return PAGED_ARGUMENTS if self.is_paged else ARGUMENTS
+        return PAGED_ARGUMENTS if self.is_paged else APART_ARGUMENTS if self.is_apart else ARGUMENTS
 
 
 def emit_tile(builder: ir.IRBuilder, features: Features, tile: Tile, **args: Any) -> None:
@@ -70,20 +74,38 @@ def emit_tile(builder: ir.IRBuilder, features: Features, tile: Tile, **args: Any
 
     A paged tile begins at 0. table: numbers (int32) of the blocks that hold block_steps steps each, block_bytes bytes
     apart; b: where the panel's rows begin in block 0.
+
+    In a tile of rows apart the panel of row r begins at b + r * ldb, and the mode has no ADD_BIAS.
     """
     width = min(features.vector_floats, tile.num_columns)
     emit = Emitter(builder, width, features)
     num_vectors = tile.num_columns // width
     core = _CORES[tile.kind](emit, tile, num_vectors)
-    rows = _Rows(emit, args["a"], args["lda"], tile.num_rows)
     c_tiles = [
         emit.address(args["c"], builder.add(emit.times(args["ldc"], r), ir.Constant(I64, v * width * 4)))
         for r in range(tile.num_rows)
         for v in range(num_vectors)
     ]
 
-    def step(b_address: Any, index: Any, accumulators: list[Any]) -> list[Any]:
-        return core(rows, b_address, args["column"], index, accumulators)
+    if tile.is_apart:
+        each = [
+            _Rows(emit, builder.add(args["a"], emit.times(args["lda"], r)), args["lda"], 1)
+            for r in range(tile.num_rows)
+        ]
+        panels = [emit.times(args["ldb"], r) for r in range(tile.num_rows)]
+
+        def step(b_address: Any, index: Any, accumulators: list[Any]) -> list[Any]:
+            updated: list[Any] = []
+            for r, row in enumerate(each):
+                of_row = accumulators[r * num_vectors : (r + 1) * num_vectors]
+                updated += core(row, builder.add(b_address, panels[r]), ir.Constant(I64, 0), index, of_row)
+            return updated
+
+    else:
+        rows = _Rows(emit, args["a"], args["lda"], tile.num_rows)
+
+        def step(b_address: Any, index: Any, accumulators: list[Any]) -> list[Any]:
+            return core(rows, b_address, args["column"], index, accumulators)
 
     if tile.is_paged:
         step_bytes = ir.Constant(I64, STEP_BYTES[tile.kind])
@@ -148,7 +170,7 @@ def _initial(emit: Emitter, args: dict[str, Any], c_tiles: list[Any], num_vector
     """What the accumulators begin with."""
     b = emit.builder
     values: list[Any] = [emit.constant(0)] * len(c_tiles)
-    for bit in (FROM_C, ADD_BIAS):
+    for bit in (FROM_C, ADD_BIAS) if "bias" in args else (FROM_C,):
         before = b.block
         then, after = (b.function.append_basic_block(name) for name in ("begin_with", "begun"))
         is_set = b.icmp_signed("!=", b.and_(args["mode"], ir.Constant(I64, bit)), ir.Constant(I64, 0))
@@ -360,4 +382,8 @@ def make_tile(tile: Tile) -> Any:
     def call_paged(typingctx, a, lda, b, column, c, ldc, steps, table, block_bytes, block_steps):
         return _code_of(tile)
 
-    return call_paged if tile.is_paged else call
+    @intrinsic
+    def call_apart(typingctx, a, lda, b, ldb, c, ldc, steps, mode):
+        return _code_of(tile)
+
+    return call_paged if tile.is_paged else call_apart if tile.is_apart else call
