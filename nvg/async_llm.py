@@ -67,7 +67,7 @@ class AsyncLLM:
 
         requests = self.llm._requests(prompts, params, lambda number: take)
         for request in requests:
-            request.notify = post.send
+            request.notify, request.is_watched = post.send, False
         self.llm._thread.submit(requests)
         try:
             for _ in range(sum(request.params.n for request in requests)):

@@ -126,6 +126,8 @@ class LLM:
 
         requests = self._requests(prompts, params, sink)
         left = {number: request.params.n for number, request in enumerate(requests)}
+        for request in requests:
+            request.is_watched = False
 
         def wait(bar: Progress) -> None:
             while left:

@@ -119,7 +119,8 @@ class EngineConfig:
     """Most tokens in one step; longer prompts are prefilled in pieces."""
     max_prefill_tokens: int = 32
     """Most tokens of prompts in a step in which others decode, or four times as many as decode if that is more: how
-    long these wait for somebody else's prompt."""
+    long these wait for somebody else's prompt. Where all that decode are `generate`'s, which waits for whole outputs,
+    max_num_batched_tokens alone is the limit."""
     max_model_len: int | None = None
     """Most tokens of prompt and output together; None means all positions that the model has."""
     block_size: int = 32

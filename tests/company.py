@@ -47,6 +47,7 @@ class Wish:
     params: SamplingParams
     arrives: int
     aborted: int | None
+    is_watched: bool
 
 
 @st.composite
@@ -78,7 +79,7 @@ def wishes(draw, context, num_ids, most=8):
         prompt = tuple([*common[:shared], *own][:context]) or (1,)
         one = draw(params(context))
         aborted = draw(st.sampled_from([None, None, None, draw(st.sampled_from(range(30)))]))
-        made.append(Wish(prompt, one, draw(st.sampled_from(range(20))), aborted))
+        made.append(Wish(prompt, one, draw(st.sampled_from(range(20))), aborted, draw(st.booleans())))
     return made
 
 
@@ -123,13 +124,14 @@ class Bench:
         assert num_tokens <= self._config.max_num_batched_tokens
         assert len(shares) <= self.engine.num_running <= self._config.max_num_seqs
         assert sum(share.num_rows for share in shares) <= self.engine.runner.max_logits_rows
-        if num_decodes:
+        if any(share.decodes and share.sequence.request.is_watched for share in shares):
             assert num_tokens - num_decodes <= max(self._config.max_prefill_tokens, 4 * num_decodes)
         return shares
 
     def request(self, wish):
         """A request that passed the engine's check; None for one that was refused."""
         request = Request(None, list(wish.prompt), wish.params, wish.params.seed, resolve(wish.params), lambda _: None)
+        request.is_watched = wish.is_watched
         try:
             self.engine.check(request)
         except ParameterError:
@@ -182,7 +184,7 @@ def check_company(bench, make_alone, wishes):
         if request is None:
             continue
         alone = make_alone()
-        [other] = alone.run([Wish(wish.prompt, wish.params, 0, None)])
+        [other] = alone.run([Wish(wish.prompt, wish.params, 0, None, True)])
         assert other is not None
         if wish.aborted is None:
             assert result(request) == result(other)

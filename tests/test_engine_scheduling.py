@@ -209,6 +209,19 @@ def test_prefill_beside_decodes_is_bounded():
     assert step_tokens(engine) == [16], "or all, if nobody waits"
 
 
+def test_prefill_is_not_held_back_where_nobody_waits_for_single_tokens():
+    engine = make_engine(max_num_batched_tokens=16, max_prefill_tokens=5)
+    for i in range(2):
+        add(engine, [1 + i], max_tokens=30).is_watched = False
+    engine.step()
+    add(engine, [3] * 28, max_tokens=2)
+    engine.step()
+    assert step_tokens(engine) == [1, 1, 14]
+    engine.requests[1].is_watched = True
+    engine.step()
+    assert step_tokens(engine) == [1, 1, 8]
+
+
 def test_slots_are_filled_while_work_waits():
     engine = make_engine(max_num_seqs=3)
     for i in range(10):

@@ -96,17 +96,21 @@ class _Client:
         self._served.num_ended += piece.finish_reason is not None
 
 
-def serve(engine: Engine, jobs: Listed[Job], stages: tuple[Stage, ...], first_seed: int = 0) -> Served:
+def serve(
+    engine: Engine, jobs: Listed[Job], stages: tuple[Stage, ...], first_seed: int = 0, *, is_watched: bool = True
+) -> Served:
     """Do the jobs, each from when it arrives. Raises EngineError where a sampler failed, ParameterError for a job that
     does not fit.
 
-    jobs: in the order in which they arrive. Request number i has the seed first_seed + i.
+    jobs: in the order in which they arrive. Request number i has the seed first_seed + i. is_watched: whether somebody
+    waits for each token, as in `LLM.stream`, or for whole outputs, as in `LLM.generate`.
     """
     served = Served()
     requests = []
     for number, job in enumerate(jobs):
         params = SamplingParams(max_tokens=job.max_tokens, ignore_eos=True)
         request = Request(None, job.prompt, params, first_seed + number, stages, _ignore)
+        request.is_watched = is_watched
         engine.check(request)
         requests.append(request)
     stats, before = engine.stats, _totals(engine)

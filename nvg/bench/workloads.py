@@ -4,7 +4,8 @@
 Python's `random`, seeded with 0, and n the positions: for each of 256 requests a prompt of randint(n // 20, n // 2) ids
 that are randint(0, 10000) (at most the vocabulary's last), all prompts first; then for each request max_tokens,
 randint(n // 20, n // 2). Temperature 0.6, end-of-text ignored, all requests added at once, after one other request as
-warm-up. With 1,024 positions that is 51 to 512 tokens of each. What counts is output tokens a second.
+warm-up; as with `LLM.generate`, nobody waits for single tokens. With 1,024 positions that is 51 to 512 tokens of each.
+What counts is output tokens a second.
 
 **prefix**: prompts that begin with the same n // 2 - 12 tokens (500 of 1,024) and end with 12 of their own, 16 tokens
 of output each. The first is alone, then seven more one after the other, then the others at once. What counts is the
@@ -86,7 +87,7 @@ class _Run:
     def throughput(self) -> dict[str, Any]:
         jobs = throughput_jobs(self.options.requests, self.engine.max_model_len, self.num_ids)
         self.report(f"{len(jobs)} requests at once ...")
-        return serve(self.engine, jobs, self.stages).record()
+        return serve(self.engine, jobs, self.stages, is_watched=False).record()
 
     def prefix(self) -> dict[str, Any]:
         jobs = prefix_jobs(self.options.requests, self.engine.max_model_len, self.num_ids)

@@ -54,6 +54,7 @@ class StepLoop:
                 on_piece(piece)
 
         request = self._make_request(prompt, params, sink)
+        request.is_watched = on_piece is not None
         self._requests[request_id] = request
         self._engine.add(request)
         return request_id

@@ -31,7 +31,7 @@ class Limits:
     max_batched_tokens: int
     max_logits_rows: int
     max_prefill_tokens: int
-    """Beside decodes, unless four times their number is more."""
+    """Beside decodes whose tokens somebody waits for, unless four times the number of decodes is more."""
 
 
 class Scheduler:
@@ -113,7 +113,7 @@ class Scheduler:
                 shares += [Share(sequence, 1, _num_draws(sequence, 1), True) for sequence in request.live]
             turn += 1
         budget = self._limits.max_batched_tokens - len(shares)
-        if shares:
+        if any(share.sequence.request.is_watched for share in shares):
             budget = min(budget, max(self._limits.max_prefill_tokens, _PREFILL_PER_DECODE * len(shares)))
         self._admit()
         self._prefill(shares, budget)

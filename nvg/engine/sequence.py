@@ -44,6 +44,8 @@ class Request:
     """For the prompt's tokens so far, None for the first of all; None unless they are wanted."""
     num_cached_tokens: int = 0
     """Tokens of the prompt that the prefix cache had when the request was first admitted."""
+    is_watched: bool = True
+    """Whether somebody waits for each of its tokens, and not just for the last one."""
     added_s: float = field(default_factory=time.perf_counter)
 
     @property
