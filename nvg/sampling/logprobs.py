@@ -20,13 +20,13 @@ from nvg.sampling.vector import LANES
 def log_total(row: Logits) -> float:
     """ln(sum of e^row) in nats, for a row without NaN or +inf; weights are float32, their sum float64."""
     top = select.largest(row)
-    weights = np.empty((row.size + LANES - 1) // LANES * LANES, np.float32)
-    for i in range(row.size):
-        weights[i] = row[i]
-    for i in range(row.size, weights.size):
-        weights[i] = -np.inf
     sums = np.zeros(LANES)
-    vector.weigh(weights, weights.size // LANES, top, sums)
+    whole = row.size // LANES
+    vector.add_weights(row, whole, top, sums)
+    rest = np.full(LANES, -np.inf, np.float32)
+    for i in range(whole * LANES, row.size):
+        rest[i - whole * LANES] = row[i]
+    vector.add_weights(rest, 1, top, sums)
     total = 0.0
     for lane in range(LANES):
         total += sums[lane]
