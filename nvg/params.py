@@ -14,7 +14,6 @@ DTYPES = ("float32", "bfloat16", "int8", "int4")
 KV_DTYPES = ("float32", "bfloat16", "int8")
 ON_FULL = ("stop", "error", "slide")
 MAX_SEED = 2**64 - 1
-MAX_GUIDANCE_SCALE = 1000
 
 
 def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
@@ -111,7 +110,7 @@ class SamplingParams:
     def _check_guidance(self) -> None:
         scale, negative = self.guidance_scale, self.negative_prompt
         if scale is not None:
-            _number("guidance_scale", scale, f"from 0 to {MAX_GUIDANCE_SCALE} (1 means off)", 0, MAX_GUIDANCE_SCALE)
+            _number("guidance_scale", scale, "from 0 to 1000 (1 means off)", 0, 1000)
         if negative is None or isinstance(negative, str):
             pass
         elif isinstance(negative, Sequence) and not isinstance(negative, bytes):

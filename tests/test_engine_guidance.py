@@ -13,7 +13,7 @@ from nvg.engine.sequence import Request
 from nvg.errors import ParameterError
 from nvg.params import EngineConfig
 from nvg.sampling.compose import resolve
-from nvg.sampling.guidance import guide
+from nvg.sampling.logprobs import guide
 
 CONTEXT = 24
 NUM_IDS = 7

@@ -19,7 +19,7 @@ from nvg.engine.stats import EngineStats
 from nvg.errors import AbortedError, NvgError, ParameterError
 from nvg.model.contract import Batch, Float32, ModelRunner
 from nvg.params import EngineConfig, FinishReason, Piece
-from nvg.sampling.guidance import guide
+from nvg.sampling.logprobs import guide
 from nvg.tokenizers.contract import Tokenizer
 from nvg.tokenizers.stream import TextStream
 

@@ -192,35 +192,24 @@ class _Sums:
         _store_wide(self._builder, self._builder.load(self._slot), self._pointer)
 
 
-def _weigher(keep):
-    """Intrinsic (row, num_chunks, top, sums) -> None; `keep`: whether the weights replace the row."""
+@intrinsic
+def weigh(typingctx, row, num_chunks, top, sums):
+    """row = e^(row - top), float32, in place, for `num_chunks` times `LANES` elements; they are added to `sums`."""
 
-    @intrinsic
-    def weigher(typingctx, row, num_chunks, top, sums):
-        def codegen(context, builder, sig, args):
-            emit = Emitter(builder, LANES)
-            data = array_data(context, builder, sig.args[0], args[0], ir.Constant(I64, 0))
-            top = emit.splat(args[2])
-            totals = _Sums(context, builder, sig.args[3], args[3])
-            with _chunks(builder, args[1], LANES) as (index, _):
-                pointer = emit.offset(data, index)
-                weights = emit.exp(emit.sub(emit.load(pointer), top))
-                if keep:
-                    emit.store(weights, pointer)
-                totals.add(weights)
-            totals.write()
-            return context.get_dummy_value()
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder, LANES)
+        data = array_data(context, builder, sig.args[0], args[0], ir.Constant(I64, 0))
+        top = emit.splat(args[2])
+        totals = _Sums(context, builder, sig.args[3], args[3])
+        with _chunks(builder, args[1], LANES) as (index, _):
+            pointer = emit.offset(data, index)
+            weights = emit.exp(emit.sub(emit.load(pointer), top))
+            emit.store(weights, pointer)
+            totals.add(weights)
+        totals.write()
+        return context.get_dummy_value()
 
-        return _for_rows(row, types.void(row, types.int64, types.float32, sums), codegen)
-
-    return weigher
-
-
-weigh = _weigher(keep=True)
-"""row = e^(row - top), float32, in place, for `num_chunks` times `LANES` elements; they are added to `sums`."""
-
-add_weights = _weigher(keep=False)
-"""The same, but the row stays as it is."""
+    return _for_rows(row, types.void(row, types.int64, types.float32, sums), codegen)
 
 
 @intrinsic
