@@ -37,7 +37,7 @@ def log_total(row: Logits) -> float:
 def guide(row: Logits, negative: Logits, scale: float) -> None:
     """row = n + scale * (p - n), in place, where p and n are the log-softmax of `row` and `negative`, float32 (n,).
 
-    Classifier-free guidance: Sanchez et al. 2023, arXiv:2306.17806, equation 7, as in transformers'
+    Classifier-free guidance: Sanchez et al. 2023, arXiv:2306.17806, as in transformers'
     UnbatchedClassifierFreeGuidanceLogitsProcessor. Computed in float64. What is -inf in either row is -inf, and a NaN
     stays one.
     """
