@@ -20,9 +20,8 @@ import numpy as np
 
 from nvg import SamplingParams
 from nvg.plugins import Entry, Registry
-from nvg.sampling.compose import resolve
 from nvg.sampling.contract import SamplerRequest
-from nvg.sampling.options import REQUIRED, options_of, summary
+from nvg.sampling.options import REQUIRED, make_spec, options_of, parse_option, summary
 from nvg.sampling.random import uniform
 
 HERE = Path(__file__).resolve().parent
@@ -193,7 +192,8 @@ def option_table(options):
     rows = ["| option | type | default | |", "|---|---|---|---|"]
     for option in options:
         default = "required" if option.default is REQUIRED else f"`{option.default!r}`"
-        rows.append(f"| `{option.name}` | {option.type_name} | {default} | {option.help} |".replace("|  |", "| |"))
+        cells = f"`{option.name}`", option.type_name, default, option.help.replace("<", "&lt;")
+        rows.append("".join(f"| {cell}".rstrip() + " " for cell in (text.replace("|", "\\|") for text in cells)) + "|")
     return "\n".join(rows)
 
 
@@ -224,8 +224,8 @@ def build(entries) -> dict[Path, str]:
         settings = SETTINGS.get(name, [] if required else [""])
         for setting in settings:
             texts = re.split(r" (?=\w+=)", setting) if setting else []
-            [stage] = resolve(SamplingParams(sampler=[name]), options=texts)
-            panels.append((" ".join([name, *(f"-o {text}" for text in texts)]), *effect(stage.spec)))
+            title = " ".join([name, *(f"-o {text}" for text in texts)])
+            panels.append((title, *effect(spec_of(entry, texts))))
         path = HERE / "samplers" / f"{name}.svg"
         if panels:
             files[path] = picture(panels)
@@ -234,6 +234,14 @@ def build(entries) -> dict[Path, str]:
     introduction = INTRODUCTION.format(count=len(PERCENT), prompt=PROMPT)
     files[PAGE] = "\n\n".join([introduction, "\n".join(index), *sections]) + "\n"
     return files
+
+
+def spec_of(entry: Entry, texts):
+    """The sampler with options as the command line takes them, "name=value"."""
+    pairs = [text.split("=", 1) for text in texts]
+    spec_class = entry.load()
+    values = {name: parse_option(entry.name, spec_class, name, value) for name, value in pairs}
+    return make_spec(entry.name, entry.origin, spec_class, values)
 
 
 def built_in() -> list[Entry]:

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_every_parameter_is_documented(options):
     [body] = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == options.__name__]
     documented = {
         node.target.id
-        for node, then in zip(body, body[1:], strict=False)
+        for node, then in pairwise(body)
         if isinstance(node, ast.AnnAssign) and isinstance(then, ast.Expr) and isinstance(then.value, ast.Constant)
     }
     assert {field.name for field in fields(options)} == documented
