@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import strategies as st
@@ -122,7 +123,7 @@ class Bench:
 
     def _checked(self, shares):
         """What holds of every step."""
-        for share, following in zip(shares, [*shares[1:], None], strict=True):
+        for share, following in pairwise([*shares, None]):
             choice, *negative = share.sequence.pair
             if negative and share.decodes and share.sequence is choice:
                 assert following.sequence is negative[0], "both draw at once"

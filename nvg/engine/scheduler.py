@@ -111,7 +111,7 @@ class Scheduler:
         while turn < len(self._running):  # whose end may be cut off meanwhile
             request = self._running[turn]
             if request.decodes and self._grow(request):
-                shares += [Share(sequence, 1, _num_draws(sequence, 1), True) for sequence in request.live]
+                shares += [Share(sequence, 1, _num_draws(sequence, 1), True) for sequence in request.computing]
             turn += 1
         budget = self._limits.max_batched_tokens - len(shares)
         if shares:
@@ -123,7 +123,7 @@ class Scheduler:
     def _grow(self, request: Request) -> bool:
         """Get a place for one token more of each sequence, whatever newer requests lose by it; False if the request
         is itself the newest, and was preempted."""
-        for sequence in request.live:
+        for sequence in request.computing:
             while not self._kv.reserve(sequence.kv, 1):
                 if self.preempt_newest() is request:
                     return False
