@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -39,7 +40,7 @@ NUM_ROLLS = 1000
 SETTINGS = {
     "banned": ['words=["sad", "old"]'],
     "dry": ["allowed_length=1", "allowed_length=1 multiplier=0.2"],
-    "dyntemp": ["t=1 range=0.8", "t=1 range=0.8 exponent=4"],
+    "dyntemp": ["t=1 range=0.8", "t=1 range=0.8 exponent=10"],
     "epsilon": ["epsilon=0.02", "epsilon=0.05"],
     "eta": ["epsilon=0.02", "epsilon=0.1"],
     "forcedprefix": ["text=old"],
@@ -61,16 +62,21 @@ SETTINGS = {
 }
 """Options that show what a sampler does; one that is not here is shown with its defaults."""
 
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 # Samplers
 
-What nvg can do to the distribution of the next token, one stage each. `nvg generate --sampler topk -o k=50 --sampler
-topp` chains them in the order given; in Python that is `SamplingParams(sampler=[("topk", {{"k": 50}}), "topp"])`. `nvg
-samplers` lists those that are installed, other people's included.
+What nvg can do to the distribution of the next token. `nvg generate --sampler topk -o k=50 --sampler topp` chains two
+of these stages, in the order given; in Python that is `SamplingParams(sampler=[("topk", {{"k": 50}}), "topp"])`.
+`nvg samplers` lists all that are installed, other people's included.
 
-Each picture shows one distribution, of {count} tokens after "{prompt}": grey before the stage, blue after it, removed
-tokens struck out. This page is made by `python docs/make_gallery.py`; what it says stands in the samplers' docstrings.
-"""
+Each picture shows the same distribution, of {len(PERCENT)} tokens that may follow
+"{PROMPT}": grey before the stage, blue after it, what it
+removed struck out; where chance decides, the mean. P and P' are the probabilities before and after. The page is made
+by `python docs/make_gallery.py` from what the samplers say of themselves.
+
+**Guidance** is no stage, it comes before the first one: `--guidance-scale s` with `--negative-prompt TEXT` replaces the
+logits by n + s (p - n), where p and n are the log-probabilities after the prompt and after the negative prompt, each
+with the same output behind it (Sanchez et al. 2023, [arXiv:2306.17806](https://arxiv.org/abs/2306.17806))."""
 
 
 class WordTokenizer:
@@ -139,7 +145,7 @@ def effect(spec):
     return probabilities(logits), total / NUM_ROLLS
 
 
-_SLOT, _LEFT, _TOP, _HEIGHT, _BOTTOM = 19, 34, 30, 130, 56
+_SLOT, _LEFT, _TOP, _HEIGHT, _BOTTOM = 19, 34, 30, 130, 50
 _WIDTH = _LEFT + _SLOT * len(PERCENT) + 12
 
 
@@ -211,7 +217,7 @@ def section(entry: Entry, file: str, titles) -> str:
     if options:
         parts.append(option_table(options))
     if titles:
-        parts.append(f"![{entry.name}: the distribution before and after it, {' and '.join(titles)}]({file})")
+        parts.append(f"![Probabilities before and after {' and '.join(titles)}]({file})")
     return "\n\n".join(parts)
 
 
@@ -224,15 +230,15 @@ def build(entries) -> dict[Path, str]:
         settings = SETTINGS.get(name, [] if required else [""])
         for setting in settings:
             texts = re.split(r" (?=\w+=)", setting) if setting else []
-            title = " ".join([name, *(f"-o {text}" for text in texts)])
+            title = " ".join([name, *(f"-o {shlex.quote(text)}" for text in texts)])
             panels.append((title, *effect(spec_of(entry, texts))))
         path = HERE / "samplers" / f"{name}.svg"
         if panels:
             files[path] = picture(panels)
         sections.append(section(entry, f"samplers/{name}.svg", [title for title, *_ in panels]))
-        index.append(f"| [{name}](#{name}) | {linked(summary(entry.load())).partition(' (')[0].partition(': ')[0]} |")
-    introduction = INTRODUCTION.format(count=len(PERCENT), prompt=PROMPT)
-    files[PAGE] = "\n\n".join([introduction, "\n".join(index), *sections]) + "\n"
+        promise = re.split(r" \(|: |\.$", linked(summary(entry.load())))[0]
+        index.append(f"| [{name}](#{name}) | {promise} |")
+    files[PAGE] = "\n\n".join([INTRODUCTION, "\n".join(index), *sections]) + "\n"
     return files
 
 
