@@ -159,6 +159,16 @@ def test_choices_share_both_prompts():
     assert (request.num_cached_tokens, first.num_cached_tokens) == (0, 8), "of the prompt, not of its negative"
 
 
+def test_a_negative_prompt_is_computed_once_for_all():
+    engine = make_engine()
+    requests = [add(engine, [first, *PROMPT], [1] * 13, max_tokens=3) for first in (1, 2, 3)]
+    run(engine)
+    assert [request.num_cached_tokens for request in requests] == [0, 0, 0], "the prompts differ"
+    assert engine.stats.cached_tokens == 2 * 12
+    for request, first in zip(requests, (1, 2, 3), strict=True):
+        assert tokens(request) == [expected([first, *PROMPT], [1] * 13, 1.5, 3)]
+
+
 def test_an_end_at_any_point_leaves_nothing():
     for num_steps in range(14):
         engine = make_engine(num_blocks=20, max_num_batched_tokens=3, max_num_seqs=3)
@@ -206,6 +216,10 @@ def test_room_is_needed_for_both():
     request = add(engine := make_engine(num_blocks=7), max_tokens=5)
     run(engine)
     assert len(tokens(request)[0]) == 5
+
+
+def test_a_scale_of_one_is_off():
+    assert [SamplingParams(n=3, guidance_scale=scale).num_seqs for scale in (None, 1, 1.0, 0, 2)] == [3, 3, 3, 6, 6]
 
 
 @pytest.mark.parametrize(
