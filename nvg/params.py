@@ -120,9 +120,7 @@ class SamplingParams:
         else:
             raise ParameterError(f"negative_prompt is {negative!r}; it must be a text or a sequence of token ids")
         if negative is not None and scale is None:
-            raise ParameterError(
-                "negative_prompt is given without guidance_scale: set that too, to 1.5 for example (1 means off)"
-            )
+            raise ParameterError("negative_prompt needs guidance_scale as well, 1.5 for example (1 means off)")
 
     @property
     def is_guided(self) -> bool:
