@@ -71,8 +71,8 @@ of these stages, in the order given; in Python that is `SamplingParams(sampler=[
 
 Each picture shows the same distribution, of {len(PERCENT)} tokens that may follow
 "{PROMPT}": grey before the stage, blue after it, what it
-removed struck out; where chance decides, the mean. P and P' are the probabilities before and after. The page is made
-by `python docs/make_gallery.py` from what the samplers say of themselves.
+removed struck out; where chance decides, the mean. P and P' are the probabilities before and after, l and l' the
+logits, H is the entropy. The page is made by `python docs/make_gallery.py` from what the samplers say of themselves.
 
 **Guidance** is no stage, it comes before the first one: `--guidance-scale s` with `--negative-prompt TEXT` replaces the
 logits by n + s (p - n), where p and n are the log-probabilities after the prompt and after the negative prompt, each

@@ -56,7 +56,7 @@ def test_every_picture_shows_an_effect(gallery):
         for setting in gallery.SETTINGS.get(entry.name, [""]):
             texts = re.split(r" (?=\w+=)", setting) if setting else []
             before, after = gallery.effect(gallery.spec_of(entry, texts))
-            assert np.abs(after - before).max() > 0.02, (entry.name, setting)
+            assert np.abs(after - before).max() > 0.005, (entry.name, setting)
 
 
 @dataclass(frozen=True)
