@@ -85,7 +85,6 @@ def test_guided_greedy_tokens_and_scores_of_random_checkpoints(case, torch, tmp_
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),
             guidance_scale=scale,
             negative_prompt_ids=None if negative is None else torch.tensor([negative]),
-            use_cache=False,  # with it some versions lose the negative prompt after the first token
             do_sample=False,
             max_new_tokens=30,
             eos_token_id=-1,
