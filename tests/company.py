@@ -140,9 +140,9 @@ class Bench:
     def request(self, wish):
         """A request that passed the engine's check; None for one that was refused."""
         request = Request(None, list(wish.prompt), wish.params, wish.params.seed, resolve(wish.params), lambda _: None)
-        if wish.params.is_guided:
-            request.negative_token_ids = list(wish.params.negative_prompt or wish.prompt[-1:])
         try:
+            if wish.params.is_guided:
+                request.negative_token_ids = list(wish.params.negative_prompt or wish.prompt[-1:])
             self.engine.check(request)
         except ParameterError:
             return None

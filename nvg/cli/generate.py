@@ -20,21 +20,9 @@ if TYPE_CHECKING:
     from nvg.llm import LLM
 
 DEFAULT_PROMPT = "Once upon a time"
-_PARAMS = (
-    "n",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "negative_prompt",
-    "guidance_scale",
-    "max_tokens",
-    "stop",
-    "seed",
-    "logprobs",
-    "on_full",
-)
+_PARAMS = ("n", "temperature", "top_k", "top_p", "min_p", "max_tokens", "stop", "seed", "logprobs", "on_full")
 _CONFIG = ("model", "dtype", "kv_dtype", "kv_memory", "tokenizer", "threads")
+_GUIDANCE = ("negative_prompt", "guidance_scale")
 
 
 @click.command()
@@ -122,7 +110,7 @@ def generate(
     Unless --sampler is given, the sampling chain is topk(40), topp(0.95), temperature(0.8).
     """
     with options.flags_in_errors():
-        params = SamplingParams(sampler=samplers or None, **{name: given[name] for name in _PARAMS})
+        params = SamplingParams(sampler=samplers or None, **{name: given[name] for name in (*_PARAMS, *_GUIDANCE)})
         config = EngineConfig(max_num_seqs=params.num_seqs, **{name: given[name] for name in _CONFIG})
         if prompt is None:
             prompt = options.piped_stdin()
