@@ -27,8 +27,7 @@ def draw(sequence: ChoiceSequence, row: Float32, tokenizer: Tokenizer) -> tuple[
     banned = sorted(ending) if len(output) < params.min_tokens else ()
     raw = None if sequence.logprobs is None else row.copy()
     token_id, _ = sequence.chain.sample(row, sequence.prompt_token_ids, output, banned=banned)
-    for one in sequence.pair:
-        one.append(token_id)
+    sequence.append(token_id)
     if raw is not None:
         assert sequence.logprobs is not None
         sequence.logprobs.append(token_logprobs(raw, token_id, params.logprobs or 0))

@@ -191,6 +191,10 @@ class ChoiceSequence(Sequence):
     def output_token_ids(self) -> Int32:
         return self._tokens[self.num_prompt_tokens : self.num_tokens]
 
+    def append(self, token_id: int) -> None:
+        for one in self.pair:
+            Sequence.append(one, token_id)
+
     @property
     def needs_prompt_logits(self) -> bool:
         reported = self.request.prompt_logprobs
