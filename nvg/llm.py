@@ -214,15 +214,22 @@ class LLM:
     def _request(self, prompt: Prompt, params: SamplingParams, sink: Sink) -> Request:
         self._check_process()
         text = prompt if isinstance(prompt, str) else None
+        token_ids = self._token_ids(prompt)
+        seed = new_seed() if params.seed is None else params.seed
+        request = Request(text, token_ids, params, seed, resolve(params), sink)
+        if params.is_guided:
+            negative = params.negative_prompt
+            request.negative_token_ids = token_ids[-1:] if negative is None else self._token_ids(negative)
+        self._engine.check(request)
+        return request
+
+    def _token_ids(self, prompt: Prompt) -> list[int]:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
         if not token_ids:
             if not self.tokenizer.eos_token_ids:
                 raise ParameterError("the prompt is empty and the tokenizer has no end-of-text token to begin from")
             token_ids = [self.tokenizer.eos_token_ids[0]]
-        seed = new_seed() if params.seed is None else params.seed
-        request = Request(text, token_ids, params, seed, resolve(params), sink)
-        self._engine.check(request)
-        return request
+        return token_ids
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:

@@ -63,6 +63,14 @@ class SamplingParams:
     """0 .. 2**64 - 1; None draws one, reported in the output."""
     n: int = 1
     """How many choices to generate from the one prompt."""
+    negative_prompt: str | Sequence[int] | None = None
+    """With `guidance_scale`: what to steer away from, a text or token ids. None means the prompt's last token alone,
+    so that the text is steered towards the prompt."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance (Sanchez et al. 2023, arXiv:2306.17806, as in transformers): before the chain the logits
+    become `n + guidance_scale * (p - n)`, p and n being the log-softmax of those that follow the prompt and the
+    negative prompt, each with the same output behind it. 0 .. 1000; 0 follows the negative prompt, None and 1 mean off.
+    """
     logprobs: int | None = None
     """Report, for each token, its log-probability before the chain and the k most probable tokens' (0: its own)."""
     prompt_logprobs: int | None = None
@@ -85,6 +93,7 @@ class SamplingParams:
         _integer("n", self.n, 1)
         if self.seed is not None:
             _integer("seed", self.seed, 0, MAX_SEED)
+        self._check_guidance()
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0)
@@ -97,6 +106,31 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for token_id in self.stop_token_ids:
             _integer("a stop token id", token_id, 0)
+
+    def _check_guidance(self) -> None:
+        scale, negative = self.guidance_scale, self.negative_prompt
+        if scale is not None:
+            _number("guidance_scale", scale, "from 0 to 1000 (1 means off)", 0, 1000)
+        if negative is None or isinstance(negative, str):
+            pass
+        elif isinstance(negative, Sequence) and not isinstance(negative, bytes):
+            object.__setattr__(self, "negative_prompt", tuple(negative))
+            for token_id in negative:
+                _integer("negative_prompt token id", token_id, 0)
+        else:
+            raise ParameterError(f"negative_prompt is {negative!r}; it must be a text or a sequence of token ids")
+        if negative is not None and scale is None:
+            raise ParameterError("negative_prompt needs guidance_scale as well, 1.5 for example (1 means off)")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether each choice has a second sequence beside it, which continues the negative prompt."""
+        return self.guidance_scale not in (None, 1)
+
+    @property
+    def num_seqs(self) -> int:
+        """How many sequences run at once for it, of the engine's max_num_seqs."""
+        return 2 * self.n if self.is_guided else self.n
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 import contextlib
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import strategies as st
@@ -78,6 +79,10 @@ def wishes(draw, context, num_ids, most=8):
         own = draw(st.lists(st.integers(1, num_ids - 1), max_size=max(1, context // 4)))
         prompt = tuple([*common[:shared], *own][:context]) or (1,)
         one = draw(params(context))
+        scale = draw(st.sampled_from([None, None, None, None, 0, 1, 1.5, 40]))
+        if scale is not None:
+            negative = draw(st.sampled_from([None, tuple(own), tuple(common[: context // 2]), tuple(common)])) or None
+            one = replace(one, guidance_scale=scale, negative_prompt=negative)
         aborted = draw(st.sampled_from([None, None, None, draw(st.sampled_from(range(30)))]))
         made.append(Wish(prompt, one, draw(st.sampled_from(range(20))), aborted, draw(st.booleans())))
     return made
@@ -119,6 +124,11 @@ class Bench:
 
     def _checked(self, shares):
         """What holds of every step."""
+        for share, following in pairwise([*shares, None]):
+            choice, *negative = share.sequence.pair
+            if negative and share.decodes and share.sequence is choice:
+                assert following.sequence is negative[0], "both draw at once"
+                assert negative[0].window[-1] == choice.window[-1] or not choice.output_token_ids.size
         num_decodes = sum(share.decodes for share in shares)
         num_tokens = sum(share.num_tokens for share in shares)
         assert num_tokens <= self._config.max_num_batched_tokens
@@ -133,6 +143,8 @@ class Bench:
         request = Request(None, list(wish.prompt), wish.params, wish.params.seed, resolve(wish.params), lambda _: None)
         request.is_watched = wish.is_watched
         try:
+            if wish.params.is_guided:
+                request.negative_token_ids = list(wish.params.negative_prompt or wish.prompt[-1:])
             self.engine.check(request)
         except ParameterError:
             return None

@@ -41,6 +41,8 @@ USAGE = {
     "--on-full=jump": "'--on-full': 'jump' is not one of 'stop', 'error', 'slide'",
     "-n1000": "-n is 1000; at most 512 sequences run at once",
     "--threads=0": "--threads is 0; it must be an integer from 1 to 256",
+    "--guidance-scale=-1": "--guidance-scale is -1.0; it must be a number from 0 to 1000 (1 means off)",
+    "--negative-prompt=sad": "--negative-prompt needs --guidance-scale as well, 1.5 for example (1 means off)",
     "--stop=": "--stop has ''; each stop must be a string that is not empty",
     "--model=": "--model is ''; it must be a model's name or the path of its directory",
     "--dtype=int3": "'--dtype': 'int3' is not",

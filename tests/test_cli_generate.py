@@ -50,6 +50,15 @@ def test_stdout_has_the_continuation_and_nothing_else(expected, greedy):
     assert greedy(PROMPT) == (0, expected[PROMPT].text + "\n", "")
 
 
+def test_guidance_is_that_of_the_api(greedy, tiny_checkpoint):
+    with LLM(str(tiny_checkpoint)) as llm:
+        params = SamplingParams(temperature=0, max_tokens=12, n=2, negative_prompt="The king", guidance_scale=3)
+        text = llm.generate(PROMPT, params)[0].text
+    arguments = ("--negative-prompt", "The king", "--guidance-scale", 3)
+    assert greedy(PROMPT, *arguments).stdout == text + "\n" != greedy(PROMPT).stdout
+    assert json.loads(greedy(PROMPT, *arguments, "-n", 2, "--format", "json").stdout)["choices"][1]["text"] == text
+
+
 def test_echo_begins_with_the_prompt(expected, greedy):
     assert greedy(PROMPT, "--echo").stdout == PROMPT + expected[PROMPT].text + "\n"
 

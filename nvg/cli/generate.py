@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_PROMPT = "Once upon a time"
 _PARAMS = ("n", "temperature", "top_k", "top_p", "min_p", "max_tokens", "stop", "seed", "logprobs", "on_full")
 _CONFIG = ("model", "dtype", "kv_dtype", "kv_memory", "tokenizer", "threads")
+_GUIDANCE = ("negative_prompt", "guidance_scale")
 
 
 @click.command()
@@ -58,6 +59,18 @@ _CONFIG = ("model", "dtype", "kv_dtype", "kv_memory", "tokenizer", "threads")
     type=float,
     metavar="P",
     help="Keep tokens at least P times as probable as the most probable, 0 to 1; 0 means all.",
+)
+@click.option(
+    "--negative-prompt",
+    type=options.TEXT,
+    metavar="TEXT",
+    help="With --guidance-scale: steer away from what would follow TEXT.  [default: the prompt's last token]",
+)
+@click.option(
+    "--guidance-scale",
+    type=float,
+    metavar="S",
+    help="Classifier-free guidance, 0 to 1000: above 1 away from the negative prompt, 1 means off, 0 follows it.",
 )
 @click.option(
     "--format",
@@ -97,8 +110,8 @@ def generate(
     Unless --sampler is given, the sampling chain is topk(40), topp(0.95), temperature(0.8).
     """
     with options.flags_in_errors():
-        params = SamplingParams(sampler=samplers or None, **{name: given[name] for name in _PARAMS})
-        config = EngineConfig(max_num_seqs=params.n, **{name: given[name] for name in _CONFIG})
+        params = SamplingParams(sampler=samplers or None, **{name: given[name] for name in (*_PARAMS, *_GUIDANCE)})
+        config = EngineConfig(max_num_seqs=params.num_seqs, **{name: given[name] for name in _CONFIG})
         if prompt is None:
             prompt = options.piped_stdin()
         if prompt is None:

@@ -13,12 +13,13 @@ from nvg.engine.blocks import BlockPool
 from nvg.engine.kv import KVCache
 from nvg.engine.output import add_prompt_logprobs, draw
 from nvg.engine.scheduler import Limits, Scheduler, Share
-from nvg.engine.sequence import Request, Sequence
+from nvg.engine.sequence import ChoiceSequence, Request
 from nvg.engine.sizing import num_kv_blocks
 from nvg.engine.stats import EngineStats
 from nvg.errors import AbortedError, NvgError, ParameterError
 from nvg.model.contract import Batch, Float32, ModelRunner
 from nvg.params import EngineConfig, FinishReason, Piece
+from nvg.sampling.logprobs import guide
 from nvg.tokenizers.contract import Tokenizer
 from nvg.tokenizers.stream import TextStream
 
@@ -77,34 +78,48 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise ParameterError for what can be seen up front: impossible ids, or what can never fit."""
-        vocab_size, prompt, params = self.runner.vocab_size, request.prompt_token_ids, request.params
-        for token_id in (min(prompt), max(prompt), *params.stop_token_ids):
-            if not 0 <= token_id < vocab_size:
-                raise ParameterError(f"token id {token_id} is not in the vocabulary; ids are 0 to {vocab_size - 1}")
-        context, num_tokens = self.max_model_len, len(prompt) + params.max_tokens
-        if (excess := len(prompt) - context) > 0:
+        vocab_size, params, context = self.runner.vocab_size, request.params, self.max_model_len
+        prompts = {"prompt": request.prompt_token_ids}
+        if request.negative_token_ids is not None:
+            prompts["negative prompt"] = request.negative_token_ids
+        for name, prompt in prompts.items():
+            for token_id in (min(prompt), max(prompt), *params.stop_token_ids):
+                if not 0 <= token_id < vocab_size:
+                    whose = "" if name == "prompt" else f"the {name}'s "
+                    raise ParameterError(
+                        f"{whose}token id {token_id} is not in the vocabulary; ids are 0 to {vocab_size - 1}"
+                    )
+        name, longest = max(((name, len(prompt)) for name, prompt in prompts.items()), key=lambda item: item[1])
+        if (excess := longest - context) > 0:
             raise ParameterError(
-                f"the prompt has {len(prompt)} tokens, the context holds {context}: shorten it by {excess}"
+                f"the {name} has {longest} tokens, the context holds {context}: shorten it by {excess}"
             )
-        if params.on_full == "error" and num_tokens > context:
+        may_slide = longest + params.max_tokens > context
+        if params.on_full == "error" and may_slide:
             raise ParameterError(
-                f"the prompt has {len(prompt)} tokens and max_tokens is {params.max_tokens}, the context holds "
-                f"{context}: lower max_tokens to {context - len(prompt)}, or set on_full to stop or slide"
+                f"the {name} has {longest} tokens and max_tokens is {params.max_tokens}, the context holds "
+                f"{context}: lower max_tokens to {context - longest}, or set on_full to stop or slide"
             )
         if params.on_full == "slide" and context < 2:
             raise ParameterError("on_full is 'slide'; a context of one token can't slide: set it to stop or error")
-        if params.n > self.max_num_seqs:
+        if params.num_seqs > self.max_num_seqs:
             raise ParameterError(
-                f"n is {params.n}; at most {self.max_num_seqs} sequences run at once: lower n or raise max_num_seqs"
+                f"n is {params.n}{', two sequences each with guidance' if params.is_guided else ''}; at most "
+                f"{self.max_num_seqs} sequences run at once: lower n or raise max_num_seqs"
             )
-        # of full blocks of the prompt there is one for all choices, as long as their windows begin with it
-        common = len(prompt) if params.on_full != "slide" or num_tokens <= context else 0
-        common = common // self.pool.block_size * self.pool.block_size
-        own = min(context, num_tokens) - common
-        if self.pool.blocks_for(common) + params.n * self.pool.blocks_for(own) > self.pool.num_blocks:
+        slides, size = params.on_full == "slide" and may_slide, self.pool.block_size
+        num_outputs = params.max_tokens if slides else min(params.max_tokens, context - longest)
+        num_entries = num_blocks = 0
+        for prompt in prompts.values():
+            # of a prompt's full blocks there is one for all choices, as long as their windows begin with it
+            common = 0 if slides else len(prompt) // size
+            own = min(context, len(prompt) + num_outputs) - common * size
+            num_entries += common * size + params.n * own
+            num_blocks += common + params.n * self.pool.blocks_for(own)
+        if num_blocks > self.pool.num_blocks:
             raise ParameterError(
-                f"the request needs {common + params.n * own} KV entries, the pool holds "
-                f"{self.pool.num_blocks * self.pool.block_size}: raise kv_memory or lower max_tokens"
+                f"the request needs {num_entries} KV entries, the pool holds {self.pool.num_blocks * size}: raise "
+                "kv_memory or lower max_tokens"
             )
 
     def add(self, request: Request) -> None:
@@ -115,8 +130,8 @@ class Engine:
         request.prompt_logprobs = None if params.prompt_logprobs is None else [None]
         for index in range(params.n):
             text = TextStream(self.tokenizer, params.stop)
-            request.sequences.append(Sequence(request, index, self.max_model_len, text))
-        request.live = list(request.sequences)
+            request.sequences.append(ChoiceSequence(request, index, self.max_model_len, text))
+        request.live = [one for choice in request.sequences for one in choice.pair]
         self._scheduler.add(request)
 
     def step(self) -> None:
@@ -133,8 +148,10 @@ class Engine:
             self._kv.advance(share.sequence, share.num_tokens)
         row = 0
         for share in shares:
-            self._append(share, logits[row : row + share.num_rows])
-            row += share.num_rows
+            end = row + share.num_rows
+            if isinstance(share.sequence, ChoiceSequence):  # a negative goes with its choice, whose rows precede it
+                self._append(share, share.sequence, logits[row:end], logits[end:])
+            row = end
         self._deliver()
         decode_tokens = sum(share.decodes for share in shares)
         self.stats.count(len(batch.token_ids) - decode_tokens, decode_tokens, time.perf_counter() - start, model_s)
@@ -197,10 +214,11 @@ class Engine:
     def _copy_block(self, source: int, target: int) -> None:
         self.runner.copy_blocks(np.array([source], np.int32), np.array([target], np.int32))
 
-    def _append(self, share: Share, rows: Float32) -> None:
-        """Go on with a sequence after its share of a step, whose logits `rows` are."""
-        sequence, request = share.sequence, share.sequence.request
-        if request.needs_prompt_logits:
+    def _append(self, share: Share, sequence: ChoiceSequence, rows: Float32, next_rows: Float32) -> None:
+        """Go on with a choice after its share of a step, whose logits `rows` are. `next_rows`: those of the shares that
+        follow, the first of which is the choice's negative when both have all their tokens in the cache."""
+        request = sequence.request
+        if sequence.needs_prompt_logits:
             try:
                 num_ids = self.tokenizer.vocab_size
                 add_prompt_logprobs(sequence, sequence.kv.num_tokens - share.num_tokens, rows, num_ids)
@@ -209,18 +227,24 @@ class Engine:
                 return
         if sequence.num_new_tokens:
             return
+        scale = request.params.guidance_scale
+        if len(sequence.pair) > 1 and share.num_rows:
+            assert scale is not None
+            num_ids = min(rows.shape[1], self.tokenizer.vocab_size)
+            guide(rows[-1, :num_ids], next_rows[0, :num_ids], float(scale))
         if request.is_forked:
             self._continue(sequence, rows)
             return
         request.is_forked = True
-        choices = list(request.live)
+        choices = request.choices
         for choice in choices[1:]:
-            self._kv.fork(sequence.kv, choice.kv)
+            for one, other in zip(sequence.pair, choice.pair, strict=True):
+                self._kv.fork(one.kv, other.kv)
         for choice in choices:
             self._continue(choice, rows if choice is choices[-1] else rows[-1:].copy())
 
-    def _continue(self, sequence: Sequence, rows: Float32) -> None:
-        """Draw a sequence's next token from the last of `rows`, unless it can have none, or not from these."""
+    def _continue(self, sequence: ChoiceSequence, rows: Float32) -> None:
+        """Draw a choice's next token from the last of `rows`, unless it can have none, or not from these."""
         if sequence.is_full:  # max_tokens is 0, or the prompt fills the context
             self._finish(sequence, "length", "", 0)
             return
@@ -236,17 +260,18 @@ class Engine:
                 return
             self._pieces.append((sequence.request, sequence.piece(text, 1)))
         if sequence.fills_context:  # and has leave to slide, or it would be full
-            self._kv.release(sequence.kv)
-            sequence.slide()
+            for one in sequence.pair:
+                self._kv.release(one.kv)
+                one.slide()
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, text: str, num_token_ids: int) -> None:
+    def _finish(self, sequence: ChoiceSequence, reason: FinishReason, text: str, num_token_ids: int) -> None:
         sequence.finish_reason = reason
         sequence.chain = None  # whose rows are as long as the vocabulary, and a caller may keep many requests
         self._scheduler.remove(sequence)
         self._pieces.append((sequence.request, sequence.piece(text, num_token_ids)))
 
     def _end(self, request: Request, reason: FinishReason, error: str | None) -> None:
-        for sequence in list(request.live):
+        for sequence in request.choices:
             sequence.error = error
             self._finish(sequence, reason, sequence.text.finish(), 0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvg.engine.sequence import Sequence
+from nvg.engine.sequence import ChoiceSequence
 from nvg.errors import EngineError
 from nvg.model.contract import Float32
 from nvg.params import FinishReason
@@ -12,7 +12,7 @@ from nvg.sampling.logprobs import token_logprobs
 from nvg.tokenizers.contract import Tokenizer
 
 
-def draw(sequence: Sequence, row: Float32, tokenizer: Tokenizer) -> tuple[str, FinishReason | None]:
+def draw(sequence: ChoiceSequence, row: Float32, tokenizer: Tokenizer) -> tuple[str, FinishReason | None]:
     """Draw the sequence's next token from its logits (V,), which are overwritten.
 
     Returns the text that can be shown now, and why the sequence ends, if it does. Raises NvgError, which ends this
@@ -42,7 +42,7 @@ def draw(sequence: Sequence, row: Float32, tokenizer: Tokenizer) -> tuple[str, F
     return text, None
 
 
-def add_prompt_logprobs(sequence: Sequence, first: int, rows: Float32, num_ids: int) -> None:
+def add_prompt_logprobs(sequence: ChoiceSequence, first: int, rows: Float32, num_ids: int) -> None:
     """Report the prompt's tokens that follow positions `first`, ..., whose logits `rows` (n, V) are.
 
     Raises EngineError if the model gave NaN or infinity.
@@ -58,7 +58,7 @@ def add_prompt_logprobs(sequence: Sequence, first: int, rows: Float32, num_ids: 
             request.prompt_logprobs.append(one)
 
 
-def _chain(sequence: Sequence, num_ids: int, tokenizer: Tokenizer) -> Chain:
+def _chain(sequence: ChoiceSequence, num_ids: int, tokenizer: Tokenizer) -> Chain:
     request = sequence.request
     told = SamplerRequest(
         tokenizer=tokenizer,

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from nvg.engine.kv import KVCache
-from nvg.engine.sequence import Request, Sequence
+from nvg.engine.sequence import ChoiceSequence, Request, Sequence
 
 _PREFILL_PER_DECODE = 4
 """Where many decode a step is long anyway, and slots must fill as fast as they empty."""
@@ -81,11 +81,12 @@ class Scheduler:
         """Queue a request."""
         self._waiting.append(request)
 
-    def remove(self, sequence: Sequence) -> None:
-        """Take a sequence that has ended out, wherever it is, and give up its blocks."""
+    def remove(self, sequence: ChoiceSequence) -> None:
+        """Take a choice that has ended out, with its negative, wherever it is, and give up the blocks."""
         request = sequence.request
-        self._kv.release(sequence.kv)
-        request.live.remove(sequence)
+        for one in sequence.pair:
+            self._kv.release(one.kv)
+            request.live.remove(one)
         if not request.live:
             if request in self._running:
                 self._running.remove(request)
@@ -110,7 +111,7 @@ class Scheduler:
         while turn < len(self._running):  # whose end may be cut off meanwhile
             request = self._running[turn]
             if request.decodes and self._grow(request):
-                shares += [Share(sequence, 1, _num_draws(sequence, 1), True) for sequence in request.live]
+                shares += [Share(sequence, 1, _num_draws(sequence, 1), True) for sequence in request.computing]
             turn += 1
         budget = self._limits.max_batched_tokens - len(shares)
         if any(share.sequence.request.is_watched for share in shares):
@@ -122,7 +123,7 @@ class Scheduler:
     def _grow(self, request: Request) -> bool:
         """Get a place for one token more of each sequence, whatever newer requests lose by it; False if the request
         is itself the newest, and was preempted."""
-        for sequence in request.live:
+        for sequence in request.computing:
             while not self._kv.reserve(sequence.kv, 1):
                 if self.preempt_newest() is request:
                     return False
@@ -142,7 +143,7 @@ class Scheduler:
             self._running.append(self._waiting.popleft())
             self.num_cached_tokens += num_cached_tokens
             if not request.is_forked:
-                request.num_cached_tokens = num_cached_tokens
+                request.num_cached_tokens = request.live[0].kv.num_tokens
 
     def _has_room(self, request: Request) -> bool:
         """Whether all that run, and this request, can have their tokens in the cache and grow by a block each."""
@@ -153,7 +154,7 @@ class Scheduler:
     def _num_missing_blocks(self, sequence: Sequence) -> int:
         pool, request = self._kv.pool, sequence.request
         most = min(sequence.num_window_tokens + pool.block_size, sequence.most_window_tokens)
-        if request.is_forked or sequence is request.live[0]:
+        if request.is_forked or sequence in request.computing:
             return pool.blocks_for(most) - sequence.kv.num_blocks
         return pool.blocks_for(most) - sequence.num_window_tokens // pool.block_size  # full ones will be shared
 
@@ -167,23 +168,23 @@ class Scheduler:
             for sequence, num_new_tokens in [] if request.decodes else request.prefills():
                 saved = self._reuse(sequence)
                 self.num_cached_tokens += saved
-                if not request.is_forked:
+                if not request.is_forked and sequence is request.live[0]:
                     request.num_cached_tokens += saved
                 wanted = min(budget, num_new_tokens - saved)
-                if request.needs_prompt_logits:
+                if sequence.needs_prompt_logits:
                     wanted = min(wanted, 1 + more_rows)
                 if not wanted:
                     continue
                 num_tokens = self._room_for(sequence, wanted)
                 if not num_tokens:
                     return  # and none for anybody who came later
-                num_rows = num_tokens if request.needs_prompt_logits else _num_draws(sequence, num_tokens)
+                num_rows = num_tokens if sequence.needs_prompt_logits else _num_draws(sequence, num_tokens)
                 more_rows -= max(0, num_rows - 1)
                 budget -= num_tokens
                 shares.append(Share(sequence, num_tokens, num_rows, False))
 
     def _reuse(self, sequence: Sequence) -> int:
-        return 0 if sequence.request.needs_prompt_logits else self._kv.reuse(sequence)
+        return 0 if sequence.needs_prompt_logits else self._kv.reuse(sequence)
 
     def _room_for(self, sequence: Sequence, num_tokens: int) -> int:
         """Get blocks for up to `num_tokens`, if need be those of newer requests that have no part in this step yet."""

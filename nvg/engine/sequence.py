@@ -1,9 +1,10 @@
-"""A request and its sequences: one for each of the n choices, a group that runs together."""
+"""A request and its sequences, a group that runs together: one for each of the n choices, or two with guidance."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,9 +34,12 @@ class Request:
     stages: tuple[Stage, ...]
     sink: Sink
     notify: Callable[[], None] | None = None
-    sequences: list[Sequence] = field(default_factory=list)
+    negative_token_ids: list[int] | None = None
+    """The negative prompt; None without guidance."""
+    sequences: list[ChoiceSequence] = field(default_factory=list)
+    """One for each choice."""
     live: list[Sequence] = field(default_factory=list)
-    """The sequences that have not ended."""
+    """The sequences that have not ended, those of guidance included: each behind the choice that it is paired with."""
     is_forked: bool = False
     """Whether the choices have gone their own ways. Until then the first one alone computes the prompt."""
     ending: frozenset[int] = frozenset()
@@ -49,14 +53,21 @@ class Request:
     added_s: float = field(default_factory=time.perf_counter)
 
     @property
-    def decodes(self) -> bool:
-        """Whether each of the live sequences has just its last token to bring into the cache."""
-        return self.is_forked and all(sequence.num_new_tokens == 1 for sequence in self.live)
+    def computing(self) -> Listed[Sequence]:
+        """The live sequences that bring tokens of their own into the cache."""
+        return self.live if self.is_forked else self.live[0].pair
 
     @property
-    def needs_prompt_logits(self) -> bool:
-        """Whether logits of the prompt's positions are still to be computed."""
-        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt_token_ids)
+    def choices(self) -> list[ChoiceSequence]:
+        """The choices that have not ended."""
+        return [sequence for sequence in self.sequences if sequence.finish_reason is None]
+
+    @property
+    def decodes(self) -> bool:
+        """Whether each of several sequences, or of those that drew before, has just its last token to bring into the
+        cache."""
+        several = self.is_forked or self.negative_token_ids is not None
+        return several and all(sequence.num_new_tokens == 1 for sequence in self.computing)
 
     def prefills(self) -> list[tuple[Sequence, int]]:
         """The sequences that have tokens to bring into the cache before all can draw together, with how many.
@@ -64,9 +75,10 @@ class Request:
         A sequence that is alone brings all of its tokens and draws; of several each keeps its last one for a step in
         which all draw.
         """
-        if not self.is_forked or len(self.live) == 1:
-            return [(self.live[0], self.live[0].num_new_tokens)]
-        return [(sequence, sequence.num_new_tokens - 1) for sequence in self.live if sequence.num_new_tokens > 1]
+        computing = self.computing
+        if len(computing) == 1:
+            return [(computing[0], computing[0].num_new_tokens)]
+        return [(sequence, sequence.num_new_tokens - 1) for sequence in computing if sequence.num_new_tokens > 1]
 
     def output(self) -> RequestOutput:
         """What the finished request gave."""
@@ -81,43 +93,34 @@ class Request:
 
 
 class Sequence:
-    """One choice as it grows: its tokens, and where the keys and values of its window are.
+    """Tokens as they grow, and where the keys and values of their window are.
 
-    The window is what the model sees: all tokens, or the last ones where the context slides.
+    The window is what the model sees: all tokens, or the last ones where the context slides. With guidance there are
+    two of a `pair`, a choice and its negative: the same output behind two prompts. The longer one's window decides for
+    both when the context is full, so that they draw, slide and end together.
     """
 
-    def __init__(self, request: Request, index: int, max_model_len: int, text: TextStream) -> None:
-        prompt, params = request.prompt_token_ids, request.params
+    def __init__(self, request: Request, prompt: list[int], max_model_len: int) -> None:
         self.request = request
-        self.index = index
+        self.pair: tuple[Sequence, ...] = (self,)
+        """The choice, and its negative if it has one."""
         self.num_prompt_tokens = len(prompt)
         self._context = max_model_len
-        most = len(prompt) + params.max_tokens
-        self.max_len = most if params.on_full == "slide" else min(max_model_len, most)
+        longest = max(len(prompt), len(request.prompt_token_ids), len(request.negative_token_ids or ()))
+        self._shorter_by = longest - len(prompt)
+        params = request.params
+        slides = params.on_full == "slide"
+        self.max_len = len(prompt) + (params.max_tokens if slides else min(params.max_tokens, max_model_len - longest))
         self._tokens = np.empty(min(self.max_len, len(prompt) + _MARGIN), np.int32)
         self._tokens[: len(prompt)] = prompt
         self.num_tokens = len(prompt)
         self._start = 0  # of the window
         self.kv = KVEntries()
-        self.chain: Chain | None = None
-        self.text = text
-        self.logprobs: list[TokenLogprobs] | None = None if params.logprobs is None else []
-        self.finish_reason: FinishReason | None = None
-        self.error: str | None = None
-        self._shown: list[str] = []
 
     @property
     def window(self) -> Int32:
         """The tokens that the model sees, at positions 0, 1, ..."""
         return self._tokens[self._start : self.num_tokens]
-
-    @property
-    def prompt_token_ids(self) -> Int32:
-        return self._tokens[: self.num_prompt_tokens]
-
-    @property
-    def output_token_ids(self) -> Int32:
-        return self._tokens[self.num_prompt_tokens : self.num_tokens]
 
     @property
     def num_window_tokens(self) -> int:
@@ -135,13 +138,18 @@ class Sequence:
 
     @property
     def fills_context(self) -> bool:
-        """Whether the window has as many tokens as the model has positions."""
-        return self.num_tokens - self._start >= self._context
+        """Whether the window, or the longer one of the pair, has as many tokens as the model has positions."""
+        return self.num_tokens - self._start + self._shorter_by >= self._context
 
     @property
     def most_window_tokens(self) -> int:
         """How long the window can get."""
-        return min(self._context, self.max_len - self._start)
+        return min(self._context - self._shorter_by, self.max_len - self._start)
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """Whether logits of its prompt's positions are still to be computed."""
+        return False
 
     def append(self, token_id: int) -> None:
         """Add an output token."""
@@ -153,9 +161,46 @@ class Sequence:
         self.num_tokens += 1
 
     def slide(self) -> None:
-        """Let the window begin anew with the last half of the context; its keys and values must have been given up."""
+        """Let the window begin anew with the last half of the context, or stay what it is if that is less; its keys and
+        values must have been given up."""
         assert not self.kv.num_blocks
-        self._start = self.num_tokens - self._context // 2
+        half = self._context // 2
+        self._start = max(self._start, self.num_tokens - half)
+        self._shorter_by = half - self.num_window_tokens
+
+
+class ChoiceSequence(Sequence):
+    """One choice as it grows: what draws its tokens, and what its user gets."""
+
+    def __init__(self, request: Request, index: int, max_model_len: int, text: TextStream) -> None:
+        super().__init__(request, request.prompt_token_ids, max_model_len)
+        self.index = index
+        if request.negative_token_ids is not None:
+            negative = Sequence(request, request.negative_token_ids, max_model_len)
+            self.pair = negative.pair = (self, negative)
+        self.chain: Chain | None = None
+        self.text = text
+        self.logprobs: list[TokenLogprobs] | None = None if request.params.logprobs is None else []
+        self.finish_reason: FinishReason | None = None
+        self.error: str | None = None
+        self._shown: list[str] = []
+
+    @property
+    def prompt_token_ids(self) -> Int32:
+        return self._tokens[: self.num_prompt_tokens]
+
+    @property
+    def output_token_ids(self) -> Int32:
+        return self._tokens[self.num_prompt_tokens : self.num_tokens]
+
+    def append(self, token_id: int) -> None:
+        for one in self.pair:
+            Sequence.append(one, token_id)
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        reported = self.request.prompt_logprobs
+        return reported is not None and len(reported) < self.num_prompt_tokens
 
     def piece(self, text: str, num_token_ids: int) -> Piece:
         """What a step added: some text and the last `num_token_ids` tokens."""

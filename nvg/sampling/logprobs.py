@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, for those who ask for them: log-softmax of a row of logits before any sampler."""
+"""Log-probabilities of tokens, before any sampler: log-softmax of a row of logits, and the mix of two for guidance."""
 
 # mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False, warn-return-any=False
 
@@ -33,6 +33,21 @@ def log_total(row: Logits) -> float:
     return np.float64(top) + math.log(total)
 
 
+@njit(cached=True, nogil=False)
+def guide(row: Logits, negative: Logits, scale: float) -> None:
+    """row = n + scale * (p - n), in place, where p and n are the log-softmax of `row` and `negative`, float32 (n,).
+
+    Classifier-free guidance: Sanchez et al. 2023, arXiv:2306.17806, as in transformers'
+    UnbatchedClassifierFreeGuidanceLogitsProcessor. Computed in float64. What is -inf in either row is -inf, and a NaN
+    stays one.
+    """
+    total, negative_total = log_total(row), log_total(negative)
+    for i in range(row.size):
+        p, n = row[i] - total, negative[i] - negative_total
+        removed = p == -np.inf or n == -np.inf
+        row[i] = p + n if removed else n + scale * (p - n)
+
+
 def token_logprobs(row: Logits, token_id: int, num_top: int) -> TokenLogprobs:
     """Those of one token and of the `num_top` most probable ones, the lowest ids first among equals.
 
@@ -50,4 +65,5 @@ def token_logprobs(row: Logits, token_id: int, num_top: int) -> TokenLogprobs:
 
 def compile_steps() -> list[CompileStep]:
     """All of this file that Python calls."""
-    return [function_step(log_total, (types.float32[::1],))]
+    row = types.float32[::1]
+    return [function_step(log_total, (row,)), function_step(guide, (row, row, types.float64))]

@@ -13,6 +13,10 @@ class MinP:
     """Keep the tokens at least p times as probable as the most probable one (Nguyen et al. 2024, arXiv:2407.01082).
 
     p: from 0 to 1; 0 means all, 1 keeps only the most probable and its equals
+
+        keep i where P(i) >= p max P
+
+    Use it instead of topp, above all with a temperature above 1: what it keeps does not grow with a long flat tail.
     """
 
     p: float = 0.05

@@ -15,6 +15,11 @@ class Temperature:
     doi:10.1207/s15516709cog0901_7).
 
     t: at least 0; 1 changes nothing, 0 keeps only the most probable token
+
+        P'(i) = P(i)^(1/t) / sum over j of P(j)^(1/t)
+
+    Use it to trade safe text for surprising text, after the stages that remove tokens: 0.7 to 0.9 for text that holds
+    together, above 1 only behind topk, topp or minp, because it raises the improbable most.
     """
 
     t: float = 1.0
