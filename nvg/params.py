@@ -8,24 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nvg.errors import ParameterError
+from nvg.ranges import integer as _integer
+from nvg.ranges import number as _number
 
 FinishReason = Literal["stop", "length", "aborted", "error"]
 DTYPES = ("float32", "bfloat16", "int8", "int4")
 KV_DTYPES = ("float32", "bfloat16", "int8")
 ON_FULL = ("stop", "error", "slide")
 MAX_SEED = 2**64 - 1
-
-
-def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        allowed = f">= {low}" if high is None else f"from {low} to {high}"
-        raise ParameterError(f"{name} is {value!r}; it must be an integer {allowed}")
-
-
-def _number(name: str, value: object, allowed: str, low: float, high: float, *, open_low: bool = False) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not (low < value if open_low else low <= value) or value > high:  # type: ignore[operator]
-        raise ParameterError(f"{name} is {value!r}; it must be a number {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,7 +169,7 @@ def test_bad_options_from_text(options, params, message):
     [
         (
             "topq",
-            r"no sampler is called 'topq'; did you mean 'topp'\? There are: .*topk, topp",
+            r"no sampler is called 'topq'; did you mean 'topp'\? There are: .*topk, topnsigma, topp",
         ),
         (("topp", {"q": 1}), "no option of sampler 'topp' is called 'q'"),
         ({"nam": "topp"}, r"sampler has {'nam': 'topp'}; an item of a chain is a name"),

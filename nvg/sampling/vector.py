@@ -185,8 +185,11 @@ class _Sums:
         self._slot = cgutils.alloca_once_value(builder, _load_wide(builder, self._pointer))
 
     def add(self, weights):
+        self.add_wide(self._builder.fpext(weights, _WIDE))
+
+    def add_wide(self, weights):
         b = self._builder
-        b.store(b.fadd(b.load(self._slot), b.fpext(weights, _WIDE)), self._slot)
+        b.store(b.fadd(b.load(self._slot), weights), self._slot)
 
     def write(self):
         _store_wide(self._builder, self._builder.load(self._slot), self._pointer)
@@ -227,6 +230,29 @@ def add_reaching(typingctx, row, weights, num_chunks, bound, sums):
         with _chunks(builder, args[2], LANES) as (index, _):
             values, weights = emit.load(emit.offset(data, index)), emit.load(emit.offset(weight_data, index))
             totals.add(builder.select(builder.fcmp_ordered(">=", values, bound), weights, emit.constant(0)))
+        totals.write()
+        return context.get_dummy_value()
+
+    return _for_rows(row, types.void(row, weights, types.int64, types.float32, sums), codegen)
+
+
+@intrinsic
+def add_products(typingctx, row, weights, num_chunks, origin, sums):
+    """Add weight * (value - origin), in float64, of the values above -inf to `sums`: `num_chunks` times `LANES`
+    elements from the beginning."""
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder, LANES)
+        zero = ir.Constant(I64, 0)
+        data = array_data(context, builder, sig.args[0], args[0], zero)
+        weight_data = array_data(context, builder, sig.args[1], args[1], zero)
+        origin = builder.fpext(emit.splat(args[3]), _WIDE)
+        totals = _Sums(context, builder, sig.args[4], args[4])
+        with _chunks(builder, args[2], LANES) as (index, _):
+            values, weights = emit.load(emit.offset(data, index)), emit.load(emit.offset(weight_data, index))
+            products = builder.fmul(builder.fpext(weights, _WIDE), builder.fsub(builder.fpext(values, _WIDE), origin))
+            is_left = builder.fcmp_ordered(">", values, emit.constant(-math.inf))
+            totals.add_wide(builder.select(is_left, products, _wide(0.0)))
         totals.write()
         return context.get_dummy_value()
 
