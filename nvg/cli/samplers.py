@@ -49,7 +49,11 @@ def _show(name: str) -> None:
     listed = options_of(spec_class)
     click.echo(f"{entry.name}  ({entry.origin}, {entry.location})")
     if summary(spec_class):
-        click.echo(f"\n{inspect.cleandoc(spec_class.__doc__).partition(chr(10) * 2)[0]}")
+        help_lines = {f"{option.name}:" for option in listed}
+        paragraphs = inspect.cleandoc(spec_class.__doc__ or "").split("\n\n")
+        for paragraph in paragraphs:
+            if paragraph.partition(" ")[0] not in help_lines:
+                click.echo(f"\n{paragraph}")
     if listed:
         click.echo("\nOptions (-o NAME=VALUE):")
         rows = [
