@@ -7,9 +7,9 @@ import pytest
 from nvg.errors import ParameterError, UnknownNameError
 from nvg.hookspecs import hookimpl
 from nvg.params import SamplingParams
-from nvg.plugins import registry
+from nvg.plugins import Registry, registry
 from nvg.sampling.banned import Banned
-from nvg.sampling.compose import DEFAULT_CHAIN, SHORTCUTS, compose, resolve
+from nvg.sampling.compose import _ORDER, DEFAULT_CHAIN, SHORTCUTS, compose, resolve
 from nvg.sampling.dry import DRY
 from nvg.sampling.greedy import Greedy
 from nvg.sampling.minp import MinP
@@ -245,6 +245,8 @@ def test_all_shortcuts_make_llama_cpp_s_order():
         Mirostat2(),
     ]
     assert specs(("banned", "greedy"), top_p=0.3) == [Banned(), TopP(0.3), Greedy()]
+    in_canonical_order = specs(tuple(reversed(_ORDER)), temperature=0.5)
+    assert len(in_canonical_order) == len(_ORDER) == len(Registry("").samplers), "a built-in has no place in the order"
     composed = compose(SamplingParams(**ALL_SHORTCUTS))
     assert all(getattr(composed, name) is None for name in SHORTCUTS)
     assert resolve(composed) == composed.sampler

@@ -40,7 +40,7 @@ class Phrases:
         if self._lengths:
             end = _end(state, self._lengths[-1])
             for length in self._lengths:
-                last = self._by_beginning.get(end[-length:]) if length <= len(end) else None
+                last = self._by_beginning.get(end[-length:])
                 if last:
                     edit.add(logits, token_ids, np.array(list(last), np.int32), np.array(list(last.values())))
 
