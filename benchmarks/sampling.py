@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,14 @@ CHAINS: dict[str, Options] = {
     "topk 40, topp 0.95, temperature 0.8": {"topk": 40, "topp": 0.95, "temperature": 0.8},
     "topp 0.9": {"topp": 0.9},
     "minp 0.05": {"minp": 0.05},
+    "typical 0.9": {"typical": 0.9},
+    "epsilon 0.0003": {"epsilon": 3e-4},
+    "topnsigma 1": {"topnsigma": 1.0},
+    "repetition 1.1, temperature 0.8": {"penalties": 1.1, "temperature": 0.8},
+    "mirostat2 5": {"mirostat2": 5.0},
 }
-"""What is measured: sampler -> its option, in the order of the chain; none is greedy."""
+"""What is measured: sampler -> its option, in the order of the chain; none is greedy. An engine without the sampler is
+left out."""
 
 ROWS = {"peaked": 3.0, "flat": 1.0}
 """Kind of row -> standard deviation of its logits; a peaked one has a bonus on some tokens besides."""
@@ -81,8 +87,16 @@ class _Tokenizer:
         self.vocab_size = vocab_size
 
 
+def _require(known: Mapping[str, Any], options: Options) -> None:
+    """Raise NotImplementedError where an engine lacks a sampler."""
+    for name in options:
+        if name not in known:
+            raise NotImplementedError(f"has no sampler {name!r}")
+
+
 def _option(name: str) -> str:
-    return {"topk": "k", "topp": "p", "minp": "p", "temperature": "t"}[name]
+    options = {"topk": "k", "temperature": "t", "topnsigma": "n", "penalties": "repetition", "mirostat2": "tau"}
+    return "epsilon" if name == "epsilon" else options.get(name, "p")
 
 
 class Transformers:
@@ -100,7 +114,11 @@ class Transformers:
             "topp": transformers.TopPLogitsWarper,
             "minp": transformers.MinPLogitsWarper,
             "temperature": transformers.TemperatureLogitsWarper,
+            "typical": transformers.TypicalLogitsWarper,
+            "epsilon": transformers.EpsilonLogitsWarper,
+            "penalties": transformers.RepetitionPenaltyLogitsProcessor,
         }
+        _require(warpers, options)
         self._processors = transformers.LogitsProcessorList([warpers[name](value) for name, value in options.items()])
         self._is_greedy = not options
         self._ids = torch.arange(32)[None]
@@ -129,11 +147,19 @@ class LlamaCpp:
             "topp": lambda p: llama_cpp.llama_sampler_init_top_p(p, 1),
             "minp": lambda p: llama_cpp.llama_sampler_init_min_p(p, 1),
             "temperature": llama_cpp.llama_sampler_init_temp,
+            "typical": lambda p: llama_cpp.llama_sampler_init_typical(p, 1),
+            "topnsigma": llama_cpp.llama_sampler_init_top_n_sigma,
+            "penalties": lambda r: llama_cpp.llama_sampler_init_penalties(vocab_size, 64, r, 0, 0),
+            "mirostat2": lambda tau: llama_cpp.llama_sampler_init_mirostat_v2(1, tau, 0.1),
         }
+        _require(make, options)
         for name, value in options.items():
             llama_cpp.llama_sampler_chain_add(self._chain, make[name](value))
         last = llama_cpp.llama_sampler_init_dist(1) if options else llama_cpp.llama_sampler_init_greedy()
-        llama_cpp.llama_sampler_chain_add(self._chain, last)
+        if "mirostat2" not in options:  # which draws itself
+            llama_cpp.llama_sampler_chain_add(self._chain, last)
+        for token_id in range(32):
+            llama_cpp.llama_sampler_accept(self._chain, token_id)
         self._data = (llama_cpp.llama_token_data * vocab_size)()
         fields = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
         self._fields = np.frombuffer(self._data, fields)
@@ -168,6 +194,8 @@ def make_engines(options: Options, vocab_size: int) -> tuple[dict[str, Any], dic
             engines[name] = make(options, vocab_size)
         except ImportError as error:
             problems[name] = f"missing: {error}"
+        except NotImplementedError:
+            continue
     return engines, problems
 
 
