@@ -4,7 +4,8 @@
 
 Rows are random: `peaked` as a trained model's (most of the probability on some hundreds of tokens), `flat` as random
 weights give them (tens of thousands of tokens in a nucleus). Each repetition has new rows, copied to where the engine
-wants them before the clock starts; engines take turns on the same row, all in this process and on one thread. The
+wants them before the clock starts; engines take turns on the same row, in a random order, because who follows
+transformers finds the caches cold. All are in this process and on one thread. The
 clock covers the chain and the draw: nvg's `Chain.sample`; transformers' processors, softmax and `torch.multinomial` (or
 argmax); llama.cpp's chain with its greedy or dist sampler at the end, and the filling of its array of candidates, which
 `llama_sampler_sample` does too. Each call follows the other engines' on cold caches, as it would follow a model's step.
@@ -216,8 +217,7 @@ def measure(engines: dict[str, Any], kind: str, vocab_size: int, repetitions: in
     names = list(engines)
     for repetition in range(-2, repetitions):
         row = make_row(kind, vocab_size, rng)
-        begin = repetition % len(names)
-        for name in names[begin:] + names[:begin]:
+        for name in rng.permutation(names):
             engines[name].set_row(row)
             start = time.perf_counter()
             engines[name].sample()

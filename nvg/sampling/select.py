@@ -109,28 +109,31 @@ def survey(row: Logits, values: Logits, indices: TokenIds) -> int:
     """How many are above -inf; -1 if any is NaN or +inf. If `values` and `indices` have room for so many, these
     candidates and their indices are copied there, in order."""
     count = 0
-    for start in range(0, row.size, _BLOCK):
-        end = min(start + _BLOCK, row.size)
-        in_block = count_candidates(row[start:end])
-        if in_block < 0:
+    whole = row.size // CHUNK * CHUNK
+    for start in range(0, whole, CHUNK):
+        found = vector.bits_left(row, start)
+        if found >> np.uint64(32):
             return -1
-        count += in_block
-        if in_block > 0 and count <= values.size:
-            _copy_candidates(row, start, end, values, indices, count - in_block)
-    return count
-
-
-@njit
-def _copy_candidates(row: Logits, first: int, end: int, values: Logits, indices: TokenIds, size: int) -> None:
-    """Copy the candidates among row[first:end] and their indices, from `size` on."""
-    for start in range(first, end, CHUNK):
-        bits = _bits(row, start, _LOWEST, _INF)
+        bits = np.uint32(found)
+        size = count
+        count += vector.count_bits(bits)
+        if count > values.size:
+            continue
         while bits:
             i = start + vector.lowest_bit(bits)
             bits &= bits - np.uint32(1)
             values[size] = row[i]
             indices[size] = i
             size += 1
+    for i in range(whole, row.size):
+        if not row[i] < _INF:
+            return -1
+        if row[i] >= _LOWEST:
+            if count < values.size:
+                values[count] = row[i]
+                indices[count] = i
+            count += 1
+    return count
 
 
 @njit(cached=True, nogil=False)
@@ -408,6 +411,13 @@ def smallest_set(row: Logits, weights: Logits, target: float, low: np.float32, s
 
 
 @njit(cached=True, nogil=False)
+def keep_nucleus(row: Logits, p: float) -> None:
+    """Remove all but the nucleus, in place; p: from 0 to 1."""
+    threshold, size = nucleus(row, p)
+    keep_from(row, threshold, size)
+
+
+@njit(cached=True, nogil=False)
 def divide(row: Logits, t: float) -> None:
     """row = (row - largest) / t, in place, computed in float64; t > 0. What overflows is removed."""
     top = np.float64(largest(row))
@@ -459,6 +469,7 @@ def compile_steps() -> list[CompileStep]:
         function_step(keep_largest, (row, int64)),
         function_step(kth_largest, (row, int64)),
         function_step(nucleus, (row, float64)),
+        function_step(keep_nucleus, (row, float64)),
         function_step(divide, (row, float64)),
         function_step(pick, (row, float64, wide)),
     ]

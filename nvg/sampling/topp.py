@@ -24,7 +24,7 @@ class TopP:
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.p < 1:
-            select.keep_from(logits, *select.nucleus(logits, float(self.p)))
+            select.keep_nucleus(logits, float(self.p))
 
 
 def nucleus(logits: Logits, p: float) -> tuple[np.float32, int]:

@@ -132,6 +132,32 @@ def bits_between(typingctx, row, offset, low, high):
 
 
 @intrinsic
+def bits_left(typingctx, row, offset):
+    """Of the chunk at `offset`: bit i for element i above -inf, and bit 32 + i if it is NaN or +inf."""
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder, CHUNK)
+        values = emit.load(array_data(context, builder, sig.args[0], args[0], args[1]))
+        infinity = emit.constant(math.inf)
+        left = builder.fcmp_ordered(">", values, builder.fneg(infinity))
+        faults = builder.fcmp_unordered(">=", values, infinity)
+        left, faults = (builder.zext(builder.bitcast(mask, I32), I64) for mask in (left, faults))
+        return builder.or_(left, builder.shl(faults, ir.Constant(I64, 32)))
+
+    return _for_rows(row, types.uint64(row, types.int64), codegen)
+
+
+@intrinsic
+def count_bits(typingctx, bits):
+    """How many bits are set."""
+
+    def codegen(context, builder, sig, args):
+        return builder.zext(builder.ctpop(args[0]), I64)
+
+    return types.int64(types.uint32), codegen
+
+
+@intrinsic
 def lowest_bit(typingctx, bits):
     """Index of the lowest bit that is set; there must be one."""
 
