@@ -5,10 +5,11 @@
 Rows are random: `peaked` as a trained model's (most of the probability on some hundreds of tokens), `flat` as random
 weights give them (tens of thousands of tokens in a nucleus). Each repetition has new rows, copied to where the engine
 wants them before the clock starts; engines take turns on the same row, in a random order, because who follows
-transformers finds the caches cold. All are in this process and on one thread. The
-clock covers the chain and the draw: nvg's `Chain.sample`; transformers' processors, softmax and `torch.multinomial` (or
-argmax); llama.cpp's chain with its greedy or dist sampler at the end, and the filling of its array of candidates, which
-`llama_sampler_sample` does too. Each call follows the other engines' on cold caches, as it would follow a model's step.
+transformers finds the caches colder. All are in this process and on one thread. The clock covers the chain and the
+draw: nvg's `Chain.sample`; transformers' processors, softmax and `torch.multinomial` (or argmax); llama.cpp's chain
+with its greedy or dist sampler at the end, and the filling of its array of candidates, which `llama_sampler_sample`
+does too. With `--cold` 64 MB are written before each call, so that nothing of it is in any cache: a step of a large
+model leaves them like that.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ left out."""
 
 ROWS = {"peaked": 3.0, "flat": 1.0}
 """Kind of row -> standard deviation of its logits; a peaked one has a bonus on some tokens besides."""
+
+
+_COLD_BYTES = 64_000_000
 
 
 def make_row(kind: str, vocab_size: int, rng: np.random.Generator) -> Logits:
@@ -210,14 +214,18 @@ def check(engines: dict[str, Any], row: Logits) -> None:
         raise RuntimeError(f"greedy tokens differ: {chosen}")
 
 
-def measure(engines: dict[str, Any], kind: str, vocab_size: int, repetitions: int) -> dict[str, list[float]]:
+def measure(
+    engines: dict[str, Any], kind: str, vocab_size: int, repetitions: int, cold: bool
+) -> dict[str, list[float]]:
     """Microseconds of each repetition, after two that do not count, by engine."""
     rng = np.random.default_rng(3)
+    elsewhere = np.zeros(_COLD_BYTES // 4 if cold else 0, np.float32)
     times: dict[str, list[float]] = {name: [] for name in engines}
     names = list(engines)
     for repetition in range(-2, repetitions):
         row = make_row(kind, vocab_size, rng)
         for name in rng.permutation(names):
+            elsewhere += 1
             engines[name].set_row(row)
             start = time.perf_counter()
             engines[name].sample()
@@ -231,6 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--vocab-size", type=int, default=50257, help="default: %(default)s")
     parser.add_argument("--repetitions", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--cold", action="store_true", help="with nothing in the caches")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     args = parser.parse_args()
     for name in ("vocab_size", "repetitions"):
@@ -247,14 +256,14 @@ def main() -> None:
             check(engines, make_row("flat", args.vocab_size, np.random.default_rng(0)))
         measured[chain] = {}
         for kind in ROWS:
-            times = measured[chain][kind] = measure(engines, kind, args.vocab_size, args.repetitions)
+            times = measured[chain][kind] = measure(engines, kind, args.vocab_size, args.repetitions, args.cold)
             for name, values in times.items():
                 ratio = Spread.of_ratios(values, times["nvg"]).text(1) if name != "nvg" else ""
                 table.append([chain, kind, name, Spread.of(values).text(0), ratio])
     print_table(table)
     for name, problem in problems.items():
         print(f"{name} {problem}")
-    write_json(args.json, {"machine": machine, "us": measured, "problems": problems})
+    write_json(args.json, {"machine": machine, "cold": args.cold, "us": measured, "problems": problems})
 
 
 if __name__ == "__main__":
