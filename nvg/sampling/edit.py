@@ -1,4 +1,4 @@
-"""Compiled edits of the few candidates that a sampler names by token id, or that the text so far names.
+"""Compiled edits of the few candidates that a sampler names by token id, or that the text so far has.
 
 Rows are as in `nvg.sampling.select`; `token_ids` are theirs, ascending. What is removed stays removed, and what is left
 stays finite unless it is meant to be removed.
@@ -13,10 +13,20 @@ from numba.core import types
 
 from nvg.runtime.compile_cache import CompileStep, function_step, njit
 from nvg.sampling import select
-from nvg.sampling.contract import Logits, TokenIds
+from nvg.sampling.contract import Logits, State, TokenIds
 
 _LOWEST, _HIGHEST = np.finfo(np.float32).min, np.finfo(np.float32).max
 _INF = np.float32(np.inf)
+
+
+def last_tokens(state: State, size: int) -> TokenIds:
+    """The last `size` tokens of prompt and output together, -1 for all: a fresh int32 array."""
+    prompt, output = state.prompt_token_ids, state.output_token_ids
+    if size >= 0:
+        output = output[max(0, output.size - size) :]
+        prompt = prompt[max(0, prompt.size - size + output.size) :]
+    text: TokenIds = np.concatenate([prompt, output])
+    return text
 
 
 @njit
@@ -37,12 +47,6 @@ def _place(token_ids: TokenIds, token_id: int) -> int:
 @njit
 def _finite(logit: float) -> np.float32:
     return np.float32(min(max(logit, np.float64(_LOWEST)), np.float64(_HIGHEST)))
-
-
-@njit
-def _before(prompt: TokenIds, output: TokenIds, index: int) -> int:
-    """The token at `index` of prompt and output together."""
-    return prompt[index] if index < prompt.size else output[index - prompt.size]
 
 
 @njit(cached=True, nogil=False)
@@ -70,28 +74,15 @@ def keep_only(row: Logits, token_ids: TokenIds, token_id: int) -> bool:
 
 @njit(cached=True, nogil=False)
 def penalise(
-    row: Logits,
-    token_ids: TokenIds,
-    prompt: TokenIds,
-    output: TokenIds,
-    last_n: int,
-    repetition: float,
-    presence: float,
-    frequency: float,
+    row: Logits, token_ids: TokenIds, came: TokenIds, repetition: float, presence: float, frequency: float
 ) -> None:
-    """Make the tokens among the last `last_n` of prompt and output (-1: all) less probable, in place: a logit above 0
-    is divided by `repetition`, any other multiplied; then presence + frequency * count is subtracted."""
-    length = prompt.size + output.size
-    size = min(last_n, length) if last_n >= 0 else length
-    window = np.empty(size, np.int32)
-    for i in range(size):
-        window[i] = _before(prompt, output, length - size + i)
-    window.sort()
+    """Make the tokens `came`, in ascending order, less probable, in place: a logit above 0 is divided by `repetition`,
+    any other multiplied; then presence + frequency * count is subtracted."""
     start = 0
-    for i in range(size):
-        if i + 1 < size and window[i + 1] == window[start]:
+    for i in range(came.size):
+        if i + 1 < came.size and came[i + 1] == came[start]:
             continue
-        place = _place(token_ids, window[start])
+        place = _place(token_ids, came[start])
         if place >= 0 and row[place] >= _LOWEST:
             logit = np.float64(row[place])
             logit = logit / repetition if logit > 0 else logit * repetition
@@ -117,20 +108,19 @@ def remove(row: Logits, token_ids: TokenIds, ids: TokenIds) -> None:
 
 
 @njit(cached=True, nogil=False)
-def remove_repeats(row: Logits, token_ids: TokenIds, prompt: TokenIds, output: TokenIds, n: int) -> None:
-    """Remove, in place, the tokens that would repeat n tokens in a row of prompt and output; if these are all that is
-    left, nothing is changed."""
-    length = prompt.size + output.size
-    ids = np.empty(length, np.int32)
+def remove_repeats(row: Logits, token_ids: TokenIds, text: TokenIds, n: int) -> None:
+    """Remove, in place, the tokens that would repeat n tokens in a row of `text`; if these are all that is left,
+    nothing is changed."""
+    ids = np.empty(text.size, np.int32)
     size = 0
-    for end in range(n - 1, length):
+    for end in range(n - 1, text.size):
         same = True
         for back in range(1, n):
-            if _before(prompt, output, end - back) != _before(prompt, output, length - back):
+            if text[end - back] != text[text.size - back]:
                 same = False
                 break
         if same:
-            ids[size] = _before(prompt, output, end)
+            ids[size] = text[end]
             size += 1
     remove(row, token_ids, ids[:size])
 
@@ -144,6 +134,6 @@ def compile_steps() -> list[CompileStep]:
         function_step(add, (row, seen, ids, wide)),
         function_step(remove, (row, seen, ids)),
         function_step(keep_only, (row, seen, int64)),
-        function_step(penalise, (row, seen, seen, seen, int64, float64, float64, float64)),
-        function_step(remove_repeats, (row, seen, seen, seen, int64)),
+        function_step(penalise, (row, seen, ids, float64, float64, float64)),
+        function_step(remove_repeats, (row, seen, ids, int64)),
     ]

@@ -24,4 +24,4 @@ class NoRepeatNGram:
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.n:
-            edit.remove_repeats(logits, token_ids, state.prompt_token_ids, state.output_token_ids, int(self.n))
+            edit.remove_repeats(logits, token_ids, edit.last_tokens(state, -1), int(self.n))

@@ -36,13 +36,7 @@ class Penalties:
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.last_n and (self.repetition != 1 or self.presence or self.frequency):
-            edit.penalise(
-                logits,
-                token_ids,
-                state.prompt_token_ids,
-                state.output_token_ids,
-                int(self.last_n),
-                float(self.repetition),
-                float(self.presence),
-                float(self.frequency),
-            )
+            came = edit.last_tokens(state, self.last_n)
+            came.sort()
+            amounts = float(self.repetition), float(self.presence), float(self.frequency)
+            edit.penalise(logits, token_ids, came, *amounts)

@@ -38,7 +38,7 @@ class Phrases:
         if ids.size:
             edit.add(logits, token_ids, ids, amounts)
         if self._lengths:
-            end = _end(state, self._lengths[-1])
+            end = tuple(edit.last_tokens(state, self._lengths[-1]).tolist())
             for length in self._lengths:
                 last = self._by_beginning.get(end[-length:])
                 if last:
@@ -50,13 +50,6 @@ def encode(request: SamplerRequest, text: str) -> Phrase:
     if not text:
         raise ParameterError("a text is empty; it must have a token at least")
     return tuple(request.tokenizer.encode(text))
-
-
-def _end(state: State, size: int) -> Phrase:
-    """The last tokens of prompt and output, at most `size`."""
-    output = state.output_token_ids[-size:].tolist()
-    missing = size - len(output)
-    return (*(state.prompt_token_ids[-missing:].tolist() if missing else ()), *output)
 
 
 def check_phrases(name: str, phrases: Sequence[Phrase]) -> None:
