@@ -4,10 +4,12 @@
 
 Rows are random: `peaked` as a trained model's (most of the probability on some hundreds of tokens), `flat` as random
 weights give them (tens of thousands of tokens in a nucleus). Each repetition has new rows, copied to where the engine
-wants them before the clock starts; engines take turns on the same row, all in this process and on one thread. The
-clock covers the chain and the draw: nvg's `Chain.sample`; transformers' processors, softmax and `torch.multinomial` (or
-argmax); llama.cpp's chain with its greedy or dist sampler at the end, and the filling of its array of candidates, which
-`llama_sampler_sample` does too. Each call follows the other engines' on cold caches, as it would follow a model's step.
+wants them before the clock starts; engines take turns on the same row, in a random order, because who follows
+transformers finds the caches colder. All are in this process and on one thread. The clock covers the chain and the
+draw: nvg's `Chain.sample`; transformers' processors, softmax and `torch.multinomial` (or argmax); llama.cpp's chain
+with its greedy or dist sampler at the end, and the filling of its array of candidates, which `llama_sampler_sample`
+does too. With `--cold` 64 MB are written before each call, so that nothing of it is in any cache: a step of a large
+model leaves them like that.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,20 @@ CHAINS: dict[str, Options] = {
     "topk 40, topp 0.95, temperature 0.8": {"topk": 40, "topp": 0.95, "temperature": 0.8},
     "topp 0.9": {"topp": 0.9},
     "minp 0.05": {"minp": 0.05},
+    "typical 0.9": {"typical": 0.9},
+    "epsilon 0.0003": {"epsilon": 3e-4},
+    "topnsigma 1": {"topnsigma": 1.0},
+    "repetition 1.1, temperature 0.8": {"penalties": 1.1, "temperature": 0.8},
+    "mirostat2 5": {"mirostat2": 5.0},
 }
-"""What is measured: sampler -> its option, in the order of the chain; none is greedy."""
+"""What is measured: sampler -> its option, in the order of the chain; none is greedy. An engine without the sampler is
+left out."""
 
 ROWS = {"peaked": 3.0, "flat": 1.0}
 """Kind of row -> standard deviation of its logits; a peaked one has a bonus on some tokens besides."""
+
+
+_COLD_BYTES = 64_000_000
 
 
 def make_row(kind: str, vocab_size: int, rng: np.random.Generator) -> Logits:
@@ -81,8 +92,16 @@ class _Tokenizer:
         self.vocab_size = vocab_size
 
 
+def _require(known: Mapping[str, Any], options: Options) -> None:
+    """Raise NotImplementedError where an engine lacks a sampler."""
+    for name in options:
+        if name not in known:
+            raise NotImplementedError(f"has no sampler {name!r}")
+
+
 def _option(name: str) -> str:
-    return {"topk": "k", "topp": "p", "minp": "p", "temperature": "t"}[name]
+    options = {"topk": "k", "temperature": "t", "topnsigma": "n", "penalties": "repetition", "mirostat2": "tau"}
+    return "epsilon" if name == "epsilon" else options.get(name, "p")
 
 
 class Transformers:
@@ -100,7 +119,11 @@ class Transformers:
             "topp": transformers.TopPLogitsWarper,
             "minp": transformers.MinPLogitsWarper,
             "temperature": transformers.TemperatureLogitsWarper,
+            "typical": transformers.TypicalLogitsWarper,
+            "epsilon": transformers.EpsilonLogitsWarper,
+            "penalties": transformers.RepetitionPenaltyLogitsProcessor,
         }
+        _require(warpers, options)
         self._processors = transformers.LogitsProcessorList([warpers[name](value) for name, value in options.items()])
         self._is_greedy = not options
         self._ids = torch.arange(32)[None]
@@ -129,11 +152,19 @@ class LlamaCpp:
             "topp": lambda p: llama_cpp.llama_sampler_init_top_p(p, 1),
             "minp": lambda p: llama_cpp.llama_sampler_init_min_p(p, 1),
             "temperature": llama_cpp.llama_sampler_init_temp,
+            "typical": lambda p: llama_cpp.llama_sampler_init_typical(p, 1),
+            "topnsigma": llama_cpp.llama_sampler_init_top_n_sigma,
+            "penalties": lambda r: llama_cpp.llama_sampler_init_penalties(vocab_size, 64, r, 0, 0),
+            "mirostat2": lambda tau: llama_cpp.llama_sampler_init_mirostat_v2(1, tau, 0.1),
         }
+        _require(make, options)
         for name, value in options.items():
             llama_cpp.llama_sampler_chain_add(self._chain, make[name](value))
         last = llama_cpp.llama_sampler_init_dist(1) if options else llama_cpp.llama_sampler_init_greedy()
-        llama_cpp.llama_sampler_chain_add(self._chain, last)
+        if "mirostat2" not in options:  # which draws itself
+            llama_cpp.llama_sampler_chain_add(self._chain, last)
+        for token_id in range(32):
+            llama_cpp.llama_sampler_accept(self._chain, token_id)
         self._data = (llama_cpp.llama_token_data * vocab_size)()
         fields = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
         self._fields = np.frombuffer(self._data, fields)
@@ -168,6 +199,8 @@ def make_engines(options: Options, vocab_size: int) -> tuple[dict[str, Any], dic
             engines[name] = make(options, vocab_size)
         except ImportError as error:
             problems[name] = f"missing: {error}"
+        except NotImplementedError:
+            continue
     return engines, problems
 
 
@@ -181,15 +214,18 @@ def check(engines: dict[str, Any], row: Logits) -> None:
         raise RuntimeError(f"greedy tokens differ: {chosen}")
 
 
-def measure(engines: dict[str, Any], kind: str, vocab_size: int, repetitions: int) -> dict[str, list[float]]:
+def measure(
+    engines: dict[str, Any], kind: str, vocab_size: int, repetitions: int, cold: bool
+) -> dict[str, list[float]]:
     """Microseconds of each repetition, after two that do not count, by engine."""
     rng = np.random.default_rng(3)
+    elsewhere = np.zeros(_COLD_BYTES // 4 if cold else 0, np.float32)
     times: dict[str, list[float]] = {name: [] for name in engines}
     names = list(engines)
     for repetition in range(-2, repetitions):
         row = make_row(kind, vocab_size, rng)
-        begin = repetition % len(names)
-        for name in names[begin:] + names[:begin]:
+        for name in rng.permutation(names):
+            elsewhere += 1
             engines[name].set_row(row)
             start = time.perf_counter()
             engines[name].sample()
@@ -203,6 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--vocab-size", type=int, default=50257, help="default: %(default)s")
     parser.add_argument("--repetitions", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--cold", action="store_true", help="with nothing in the caches")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     args = parser.parse_args()
     for name in ("vocab_size", "repetitions"):
@@ -219,14 +256,14 @@ def main() -> None:
             check(engines, make_row("flat", args.vocab_size, np.random.default_rng(0)))
         measured[chain] = {}
         for kind in ROWS:
-            times = measured[chain][kind] = measure(engines, kind, args.vocab_size, args.repetitions)
+            times = measured[chain][kind] = measure(engines, kind, args.vocab_size, args.repetitions, args.cold)
             for name, values in times.items():
                 ratio = Spread.of_ratios(values, times["nvg"]).text(1) if name != "nvg" else ""
                 table.append([chain, kind, name, Spread.of(values).text(0), ratio])
     print_table(table)
     for name, problem in problems.items():
         print(f"{name} {problem}")
-    write_json(args.json, {"machine": machine, "us": measured, "problems": problems})
+    write_json(args.json, {"machine": machine, "cold": args.cold, "us": measured, "problems": problems})
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class LLM:
         try:
             # Only what is missing: of what is on disk a chain loads the few that it uses, when it first does.
             missing = [step for step in chain.compile_steps() if not step.is_cached()]
-            prepare(missing, report, what="sampling kernels", about_s=4)
+            prepare(missing, report, what="sampling kernels", about_s=6)
             self._engine = Engine(config, runner, tokenizer)
         except BaseException:
             runner.close()

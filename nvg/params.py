@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nvg.errors import ParameterError
+from nvg.ranges import integer as _integer
+from nvg.ranges import number as _number
 
 FinishReason = Literal["stop", "length", "aborted", "error"]
 DTYPES = ("float32", "bfloat16", "int8", "int4")
@@ -16,24 +18,13 @@ ON_FULL = ("stop", "error", "slide")
 MAX_SEED = 2**64 - 1
 
 
-def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        allowed = f">= {low}" if high is None else f"from {low} to {high}"
-        raise ParameterError(f"{name} is {value!r}; it must be an integer {allowed}")
-
-
-def _number(name: str, value: object, allowed: str, low: float, high: float, *, open_low: bool = False) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not (low < value if open_low else low <= value) or value > high:  # type: ignore[operator]
-        raise ParameterError(f"{name} is {value!r}; it must be a number {allowed}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How one request is sampled and when it ends.
 
-    The shortcuts `temperature`, `top_k`, `top_p` and `min_p` are unset (None) by default: with neither shortcut nor
-    `sampler` the model's own distribution is drawn from, unchanged (temperature 1).
+    The shortcuts, which come first, are unset (None) by default: with neither shortcut nor `sampler` the model's own
+    distribution is drawn from, unchanged (temperature 1). Each sets an option of a stage of the chain, and without a
+    `sampler` it adds the stage, in the order penalties, dry, topnsigma, topk, typical, topp, minp, xtc, temperature.
 
     Raises ParameterError (a ValueError) for a value outside its range.
     """
@@ -46,6 +37,22 @@ class SamplingParams:
     """Keep the smallest set of most probable tokens whose probability reaches p; in (0, 1], 1 means all."""
     min_p: float | None = None
     """Keep tokens at least min_p times as probable as the most probable; in [0, 1], 0 means all."""
+    typical_p: float | None = None
+    """Keep the tokens whose surprise is nearest the entropy and that reach probability p; in (0, 1], 1 means all."""
+    top_n_sigma: float | None = None
+    """Keep tokens whose logits are within n standard deviations of the largest; 0 means all."""
+    xtc_probability: float | None = None
+    """How often to exclude the top choices but the least probable of them; in [0, 1], 0 means never."""
+    xtc_threshold: float | None = None
+    """How probable a top choice is at least; in [0, 1], above 0.5 nothing is excluded."""
+    repetition_penalty: float | None = None
+    """Divides the logits above 0 of tokens among the last 64, and multiplies those below; > 0, and 1 means off."""
+    presence_penalty: float | None = None
+    """Subtracted from the logits of tokens among the last 64; 0 means off."""
+    frequency_penalty: float | None = None
+    """Subtracted from the logits of tokens among the last 64, once for each time that they came; 0 means off."""
+    dry_multiplier: float | None = None
+    """Scales the penalty on tokens that would prolong a repetition; 0 means off."""
     sampler: Any = None
     """A chain: a name, `(name, {option: value})`, `{"name": ..., "options": {...}}`, a sampler object, or a
     sequence of these, applied in order."""
@@ -88,6 +95,21 @@ class SamplingParams:
             _number("top_p", self.top_p, "above 0 and at most 1 (1 means off)", 0, 1, open_low=True)
         if self.min_p is not None:
             _number("min_p", self.min_p, "from 0 to 1 (0 means off)", 0, 1)
+        if self.typical_p is not None:
+            _number("typical_p", self.typical_p, "above 0 and at most 1 (1 means off)", 0, 1, open_low=True)
+        if self.top_n_sigma is not None:
+            _number("top_n_sigma", self.top_n_sigma, ">= 0 (0 means off)", 0, math.inf)
+        if self.xtc_probability is not None:
+            _number("xtc_probability", self.xtc_probability, "from 0 to 1 (0 means off)", 0, 1)
+        if self.xtc_threshold is not None:
+            _number("xtc_threshold", self.xtc_threshold, "from 0 to 1 (above 0.5 means off)", 0, 1)
+        if self.repetition_penalty is not None:
+            _number("repetition_penalty", self.repetition_penalty, "above 0 (1 means off)", 0, math.inf, open_low=True)
+        for name in ("presence_penalty", "frequency_penalty"):
+            if getattr(self, name) is not None:
+                _number(name, getattr(self, name), "(0 means off)", -math.inf, math.inf)
+        if self.dry_multiplier is not None:
+            _number("dry_multiplier", self.dry_multiplier, ">= 0 (0 means off)", 0, math.inf)
         _integer("max_tokens", self.max_tokens, 0)
         _integer("min_tokens", self.min_tokens, 0)
         _integer("n", self.n, 1)

@@ -25,6 +25,7 @@ COMMANDS = [
     "generate",
     "tokenize",
     "samplers",
+    "presets",
     "tokenizers",
     "plugins",
     "warmup",
@@ -127,7 +128,7 @@ def test_plugins():
     assert (done.code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["FROM", "KIND", "NAME", "WHERE"]
-    assert "nvg (built in)  sampler    topp         nvg.sampling.topp:TopP" in lines
+    assert ["nvg", "(built", "in)", "sampler", "topp", "nvg.sampling.topp:TopP"] in [line.split() for line in lines]
 
 
 def test_a_broken_plugin_breaks_nothing_and_is_named(install_distribution, monkeypatch):
@@ -192,7 +193,8 @@ def test_commands_of_plugins(install_distribution, monkeypatch):
     listing = run_cli("--help").stdout
     assert "  extra       (from Nvg-Extra)\n" in listing
     assert listing.count("  env ") == 1, "a built-in command is never replaced"
-    assert "Nvg-Extra 1.5   command    extra        nvg_extra:command" in run_cli("plugins").stdout
+    listed = [line.split() for line in run_cli("plugins").stdout.splitlines()]
+    assert ["Nvg-Extra", "1.5", "command", "extra", "nvg_extra:command"] in listed
     assert run_cli("extra", "hello") == (0, "hello\n", "")
     assert run_cli("env", "--help").stdout.startswith("Usage: nvg env [OPTIONS]\n")
     assert run_cli("odd").error == "the command 'odd' of Nvg-Extra is no click command but 3"
@@ -223,6 +225,7 @@ def test_completion_of_names_and_options(monkeypatch):
     assert complete(monkeypatch, "nvg samplers gr", 2).split() == ["plain", "greedy", "_"]
     assert complete(monkeypatch, "nvg generate -m ta", 3).startswith("dir\nta\n_\nplain\ntales\n")
     assert [line.split("\t")[0] for line in complete(monkeypatch, "nvg generate", "--top-", "fish").splitlines()] == [
+        "plain,--top-n-sigma",
         "plain,--top-k",
         "plain,--top-p",
     ]

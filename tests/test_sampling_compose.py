@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -6,13 +7,20 @@ import pytest
 from nvg.errors import ParameterError, UnknownNameError
 from nvg.hookspecs import hookimpl
 from nvg.params import SamplingParams
-from nvg.plugins import registry
-from nvg.sampling.compose import DEFAULT_CHAIN, compose, resolve
+from nvg.plugins import Registry, registry
+from nvg.sampling.banned import Banned
+from nvg.sampling.compose import _ORDER, DEFAULT_CHAIN, SHORTCUTS, compose, resolve
+from nvg.sampling.dry import DRY
 from nvg.sampling.greedy import Greedy
 from nvg.sampling.minp import MinP
+from nvg.sampling.mirostat2 import Mirostat2
+from nvg.sampling.penalties import Penalties
 from nvg.sampling.temperature import Temperature
 from nvg.sampling.topk import TopK
+from nvg.sampling.topnsigma import TopNSigma
 from nvg.sampling.topp import TopP
+from nvg.sampling.typical import Typical
+from nvg.sampling.xtc import XTC
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ def test_bad_options_from_text(options, params, message):
     [
         (
             "topq",
-            r"no sampler is called 'topq'; did you mean 'topp'\? There are: .*topk, topp",
+            r"no sampler is called 'topq'; did you mean 'topp'\? There are: .*topk, topnsigma, topp",
         ),
         (("topp", {"q": 1}), "no option of sampler 'topp' is called 'q'"),
         ({"nam": "topp"}, r"sampler has {'nam': 'topp'}; an item of a chain is a name"),
@@ -198,3 +206,71 @@ def test_compose_moves_everything_into_the_sampler():
     assert [stage.spec for stage in composed.sampler] == [TopK(7), TopP(0.95), Temperature(0.5)]
     assert (composed.temperature, composed.seed, composed.max_tokens) == (None, 3, 9)
     assert resolve(composed) == composed.sampler
+
+
+ALL_SHORTCUTS = {
+    "temperature": 0.7,
+    "xtc_threshold": 0.2,
+    "xtc_probability": 0.3,
+    "min_p": 0.1,
+    "top_p": 0.9,
+    "typical_p": 0.8,
+    "top_k": 5,
+    "top_n_sigma": 1.5,
+    "dry_multiplier": 0.5,
+    "frequency_penalty": 0.1,
+    "presence_penalty": 0.2,
+    "repetition_penalty": 1.2,
+}
+
+
+def test_all_shortcuts_make_llama_cpp_s_order():
+    assert set(ALL_SHORTCUTS) == set(SHORTCUTS)
+    chain = [
+        Penalties(1.2, 0.2, 0.1),
+        DRY(0.5),
+        TopNSigma(1.5),
+        TopK(5),
+        Typical(0.8),
+        TopP(0.9),
+        MinP(0.1),
+        XTC(0.3, 0.2),
+        Temperature(0.7),
+    ]
+    assert specs(**ALL_SHORTCUTS) == chain
+    assert specs(DEFAULT_CHAIN, **ALL_SHORTCUTS) == chain
+    assert specs(("mirostat2",), repetition_penalty=1.1, temperature=0.5) == [
+        Penalties(1.1),
+        Temperature(0.5),
+        Mirostat2(),
+    ]
+    assert specs(("banned", "greedy"), top_p=0.3) == [Banned(), TopP(0.3), Greedy()]
+    in_canonical_order = specs(tuple(reversed(_ORDER)), temperature=0.5)
+    assert len(in_canonical_order) == len(_ORDER) == len(Registry("").samplers), "a built-in has no place in the order"
+    composed = compose(SamplingParams(**ALL_SHORTCUTS))
+    assert all(getattr(composed, name) is None for name in SHORTCUTS)
+    assert resolve(composed) == composed.sampler
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "value"),
+    [
+        ("repetition_penalty", 0),
+        ("presence_penalty", math.inf),
+        ("frequency_penalty", "x"),
+        ("dry_multiplier", -1),
+        ("top_n_sigma", -0.5),
+        ("typical_p", 0),
+        ("xtc_probability", 1.5),
+        ("xtc_threshold", -0.1),
+    ],
+)
+def test_shortcuts_have_the_ranges_of_their_options(shortcut, value):
+    with pytest.raises(ParameterError, match=f"{shortcut} is {value!r}; it must be a number") as caught:
+        SamplingParams(**{shortcut: value})
+    sampler, option = SHORTCUTS[shortcut]
+    with pytest.raises(ParameterError) as of_option:
+        resolve(SamplingParams(sampler=[(sampler, {option: value})]))
+    if not isinstance(value, str):
+        allowed = str(caught.value).partition("; ")[2]
+        assert str(of_option.value).endswith(allowed), "two ranges for one thing"

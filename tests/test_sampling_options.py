@@ -1,5 +1,7 @@
 from __future__ import annotations  # so that the specs below have annotations that are text
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Optional
 
@@ -180,3 +182,48 @@ def test_what_is_no_spec_class():
         options_of(Idle)
     with pytest.raises(PluginError, match=r"TopK\(k=40\) is no sampler: it is not a class"):
         options_of(TopK())
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Has options that hold several values."""
+
+    words: tuple[str, ...] = ()
+    rows: tuple[tuple[int, ...], ...] = ()
+    bias: Mapping[int, float] = field(default_factory=dict)
+    pair: tuple[int, int] = (1, 2)
+
+    def apply(self, logits, token_ids, state): ...
+
+
+def test_lists_and_maps():
+    listed = [(option.name, option.type_name) for option in options_of(Listed)]
+    assert listed == [
+        ("words", "list of str"),
+        ("rows", "list of list of int"),
+        ("bias", "map of int to float"),
+        ("pair", "object"),
+    ]
+    for name, text, value in (
+        ("words", '["a", "b\\n"]', ("a", "b\n")),
+        ("words", " king", (" king",)),
+        ("words", '"', ('"',)),
+        ("words", "[]", ()),
+        ("rows", "[[1, 2], []]", ((1, 2), ())),
+        ("bias", '{"5": -1, "7": -Infinity}', {5: -1.0, 7: -math.inf}),
+    ):
+        assert parse_option("listed", Listed, name, text) == value
+    assert make_spec("listed", "nvg", Listed, {"words": ["a"], "rows": [[1]], "bias": {3: 1, "4": 2.5}}) == Listed(
+        ("a",), ((1,),), {3: 1.0, 4: 2.5}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("words", '["a", 3]'), ("words", "[a"), ("rows", "[[1.5]]"), ("bias", "5"), ("bias", '{"x": 1}'), ("bias", "[1]")],
+)
+def test_bad_lists_and_maps(name, value):
+    with pytest.raises(ParameterError, match=f"sampler 'listed': {name} is .*; it must be (list|map) of "):
+        parse_option("listed", Listed, name, value)
+    with pytest.raises(ParameterError, match=f"sampler 'listed': {name} is .*; it must be (list|map) of "):
+        make_spec("listed", "nvg", Listed, {name: value})

@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "Continue a prompt.",
     "tokenize": "Show how a text splits into tokens.",
     "samplers": "List the samplers, or show one with its options.",
+    "presets": "List, show, save and remove chains with a name.",
     "tokenizers": "List the tokenizers.",
     "plugins": "List the plugins and what they add.",
     "warmup": "Compile all kernels ahead of the first run.",

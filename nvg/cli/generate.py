@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from nvg.llm import LLM
 
 DEFAULT_PROMPT = "Once upon a time"
-_PARAMS = ("n", "temperature", "top_k", "top_p", "min_p", "max_tokens", "stop", "seed", "logprobs", "on_full")
+_PARAMS = ("n", "max_tokens", "stop", "seed", "logprobs", "on_full", *options.SHORTCUTS)
 _CONFIG = ("model", "dtype", "kv_dtype", "kv_memory", "tokenizer", "threads")
 _GUIDANCE = ("negative_prompt", "guidance_scale")
 
 
-@click.command()
+@click.command(cls=options.SamplingCommand)
 @click.argument("prompt", required=False, type=options.TEXT)
 @options.model
 @click.option(
@@ -42,24 +42,7 @@ _GUIDANCE = ("negative_prompt", "guidance_scale")
 @click.option(
     "-n", type=int, metavar="N", default=SamplingParams.n, show_default=True, help="How many choices, 1 or more."
 )
-@options.samplers
-@click.option(
-    "-o", "sampler_options", metavar="NAME=VALUE", multiple=True, help="An option of a stage: k=40, or topk.k=40."
-)
-@click.option("--temperature", type=float, metavar="T", help="Divide the logits by T, 0 or more; 0 means greedy.")
-@click.option("--top-k", type=int, metavar="K", help="Keep the K most probable tokens; 0 means all.")
-@click.option(
-    "--top-p",
-    type=float,
-    metavar="P",
-    help="Keep the most probable tokens that together reach probability P, above 0 to 1; 1 means all.",
-)
-@click.option(
-    "--min-p",
-    type=float,
-    metavar="P",
-    help="Keep tokens at least P times as probable as the most probable, 0 to 1; 0 means all.",
-)
+@options.sampling
 @click.option(
     "--negative-prompt",
     type=options.TEXT,
@@ -92,6 +75,7 @@ _GUIDANCE = ("negative_prompt", "guidance_scale")
 )
 def generate(
     prompt: str | None,
+    preset: str | None,
     samplers: tuple[str, ...],
     sampler_options: tuple[str, ...],
     output_format: str,
@@ -104,10 +88,12 @@ def generate(
     \b
     nvg generate "Once upon a time" --max-tokens 200 --temperature 0.7
     nvg generate -m ./gpt2 --sampler topk -o k=5 < prompt.txt
+    nvg generate "The king" --preset creative --min-p 0.1
 
     Without PROMPT, stdin is the prompt if something is piped into it (less one newline at its end), else a default.
     An empty prompt begins a new text; one that begins with "-" goes after "--". stdout has the continuation only.
-    Unless --sampler is given, the sampling chain is topk(40), topp(0.95), temperature(0.8).
+    Unless --sampler or --preset is given, the sampling chain is topk(40), topp(0.95), temperature(0.8). Flags such as
+    --top-p set an option of their stage, and add it unless --sampler is given.
     """
     with options.flags_in_errors():
         params = SamplingParams(sampler=samplers or None, **{name: given[name] for name in (*_PARAMS, *_GUIDANCE)})
@@ -117,7 +103,7 @@ def generate(
         if prompt is None:
             prompt = DEFAULT_PROMPT
             say(f"no prompt given; continuing {prompt!r}")
-        llm, params = interruptible(lambda: _load(config, params, sampler_options))
+        llm, params = interruptible(lambda: _load(config, params, preset, sampler_options))
         with llm:
             run = _Run(llm, prompt, params)
             prefix = prompt if echo else ""
@@ -135,15 +121,17 @@ def generate(
         say(f"the prompt fills the context of {llm.max_model_len} tokens: there is no room for output")
 
 
-def _load(config: EngineConfig, params: SamplingParams, sampler_options: Sequence[str]) -> tuple[LLM, SamplingParams]:
+def _load(
+    config: EngineConfig, params: SamplingParams, preset: str | None, sampler_options: Sequence[str]
+) -> tuple[LLM, SamplingParams]:
     """The model, and the parameters with the chain of the command line in them."""
     from nvg.llm import LLM
     from nvg.plugins import registry
-    from nvg.sampling.compose import DEFAULT_CHAIN, compose
+    from nvg.sampling.compose import compose
 
     for line in registry().warnings():
         say(f"warning: {line}")
-    params = compose(params, DEFAULT_CHAIN, sampler_options)
+    params = compose(params, options.base_chain(preset, params.sampler or ()), sampler_options)
     return LLM(**asdict(config), report=say), params
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -81,6 +81,12 @@ def complete_samplers(ctx: click.Context, param: click.Parameter, incomplete: st
     return [name for name in registry().samplers.names() if name.startswith(incomplete)]
 
 
+def complete_presets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from nvg.sampling.presets import preset_names
+
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
 def _complete_tokenizers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from nvg.plugins import registry
 
@@ -142,6 +148,69 @@ samplers = click.option(
     help="A stage of the sampling chain (nvg samplers lists them), instead of the default chain; repeatable, in order. "
     "Also FILE.py:NAME.",
 )
+sampler_options = click.option(
+    "-o",
+    "sampler_options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="An option of a stage: k=40, or topk.k=40; lists and maps are JSON.",
+)
+preset = click.option(
+    "--preset",
+    metavar="NAME",
+    shell_complete=complete_presets,
+    help="A chain with a name (nvg presets lists them), instead of the default chain. Also FILE.toml.",
+)
+_SHORTCUTS = (
+    ("--repetition-penalty", float, "R", "Divide the logits of the last 64 tokens by R, above 0; 1 means off."),
+    ("--presence-penalty", float, "A", "Subtract A from the logits of the last 64 tokens; 0 means off."),
+    ("--frequency-penalty", float, "A", "The same, once for each time that they came."),
+    ("--dry-multiplier", float, "M", "Penalise what would prolong a repetition; 0 means off, 0.8 is usual."),
+    ("--top-n-sigma", float, "N", "Keep logits within N deviations of the largest; 0 means all."),
+    ("--top-k", int, "K", "Keep the K most probable tokens; 0 means all."),
+    ("--typical-p", float, "P", "Keep tokens of typical surprise that together reach probability P; 1 means all."),
+    ("--top-p", float, "P", "Keep the most probable tokens that together reach probability P; 1 means all."),
+    ("--min-p", float, "P", "Keep tokens at least P times as probable as the most probable; 0 means all."),
+    ("--xtc-probability", float, "P", "How often to exclude all but the last of the top choices; 0 means never."),
+    ("--xtc-threshold", float, "P", "How probable a top choice is at least.  [default: 0.1]"),
+    ("--temperature", float, "T", "Divide the logits by T, 0 or more; 0 means greedy."),
+)
+SHORTCUTS = tuple(flag[2:].replace("-", "_") for flag, *_ in _SHORTCUTS)
+"""The parameters of `sampling`'s flags: the shortcuts of SamplingParams, in the order of the chain."""
+
+
+def sampling(command: Callable[..., Any]) -> Callable[..., Any]:
+    """All options that make a chain: --preset, --sampler, -o and a flag for each shortcut."""
+    for flag, kind, metavar, text in reversed(_SHORTCUTS):
+        command = click.option(flag, type=kind, metavar=metavar, help=text)(command)
+    return preset(samplers(sampler_options(command)))
+
+
+def base_chain(preset_name: str | None, sampler_names: Sequence[str]) -> Any:
+    """The chain that flags and -o apply to where no --sampler is given."""
+    from nvg.sampling.compose import DEFAULT_CHAIN
+    from nvg.sampling.presets import find_preset
+
+    if preset_name is None:
+        return DEFAULT_CHAIN
+    if sampler_names:
+        raise ParameterError("--preset and --sampler both give a chain; give one of them")
+    return find_preset(preset_name).stages
+
+
+class SamplingCommand(click.Command):
+    """A command whose help lists the options of `sampling` apart from the others."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        named = {"preset", "samplers", "sampler_options", *SHORTCUTS}
+        sections: dict[str, list[tuple[str, str]]] = {"Options": [], "Sampling": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                sections["Sampling" if param.name in named else "Options"].append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def piped_stdin() -> str | None:

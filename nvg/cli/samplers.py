@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from typing import Any
 
 import click
 
@@ -30,7 +32,7 @@ def _list() -> None:
         try:
             spec_class = entry.load()
             shown = ", ".join(
-                o.name if o.default is REQUIRED else f"{o.name}={o.default}" for o in options_of(spec_class)
+                o.name if o.default is REQUIRED else f"{o.name}={_shown(o.default)}" for o in options_of(spec_class)
             )
             rows.append((entry.name, shown, first_sentence(summary(spec_class)), entry.origin))
         except PluginError as error:
@@ -38,6 +40,11 @@ def _list() -> None:
     print_table([("NAME", "OPTIONS", "WHAT IT DOES", "FROM"), *rows], prose=2)
     for line in registry().warnings():
         say(f"warning: {line}")
+
+
+def _shown(default: Any) -> str:
+    """A default as -o takes it."""
+    return json.dumps(default) if isinstance(default, (tuple, dict)) else str(default)
 
 
 def _show(name: str) -> None:
@@ -49,11 +56,15 @@ def _show(name: str) -> None:
     listed = options_of(spec_class)
     click.echo(f"{entry.name}  ({entry.origin}, {entry.location})")
     if summary(spec_class):
-        click.echo(f"\n{inspect.cleandoc(spec_class.__doc__).partition(chr(10) * 2)[0]}")
+        help_lines = {f"{option.name}:" for option in listed}
+        paragraphs = inspect.cleandoc(spec_class.__doc__ or "").split("\n\n")
+        for paragraph in paragraphs:
+            if paragraph.partition(" ")[0] not in help_lines:
+                click.echo(f"\n{paragraph}")
     if listed:
         click.echo("\nOptions (-o NAME=VALUE):")
         rows = [
-            (o.name, o.type_name, "required" if o.default is REQUIRED else f"default {o.default}", o.help)
+            (o.name, o.type_name, "required" if o.default is REQUIRED else f"default {_shown(o.default)}", o.help)
             for o in listed
         ]
         print_table(rows, indent=2, prose=3)

@@ -49,7 +49,8 @@ def sources_digest() -> str:
     """Digest of every source file that can reach machine code, and of the compilers' versions."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256(f"{__version__} {numba.__version__} {llvmlite.__version__} {sys.version}".encode())
-    sampling = (package / "sampling" / name for name in ("math.py", "random.py", "select.py", "vector.py"))
+    compiled = ("edit.py", "logprobs.py", "math.py", "random.py", "select.py", "spread.py", "vector.py")
+    sampling = (package / "sampling" / name for name in compiled)
     for path in sorted([*package.glob("kernels/*.py"), *package.glob("runtime/*.py"), *sampling]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]

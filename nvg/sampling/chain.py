@@ -13,7 +13,7 @@ import numpy as np
 
 from nvg.errors import EngineError, SamplerError
 from nvg.runtime.compile_cache import CompileStep
-from nvg.sampling import logprobs, random, select
+from nvg.sampling import edit, logprobs, random, select, spread
 from nvg.sampling.contract import Logits, SamplerRequest, TokenIds
 from nvg.sampling.draw import draw
 from nvg.sampling.random import DRAW_STAGE, uniform
@@ -25,7 +25,8 @@ _FAULTS = Exception, SystemExit  # sys.exit() in a sampler must not end the thre
 
 def compile_steps() -> list[CompileStep]:
     """All that must be compiled before nvg's own samplers and the draw can run."""
-    return [*random.compile_steps(), *select.compile_steps(), *logprobs.compile_steps()]
+    files = random, select, logprobs, spread, edit
+    return [step for file in files for step in file.compile_steps()]
 
 
 @dataclass(frozen=True)

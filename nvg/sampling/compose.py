@@ -16,15 +16,28 @@ from nvg.sampling.options import make_spec, options_of, parse_option
 DEFAULT_CHAIN: tuple[Any, ...] = (("topk", {"k": 40}), ("topp", {"p": 0.95}), ("temperature", {"t": 0.8}))
 """The command line's chain where no sampler is given; Python's is empty."""
 
-# A shortcut of SamplingParams -> the sampler and the option that it sets.
-_SHORTCUTS = {
-    "temperature": ("temperature", "t"),
+SHORTCUTS = {
+    "repetition_penalty": ("penalties", "repetition"),
+    "presence_penalty": ("penalties", "presence"),
+    "frequency_penalty": ("penalties", "frequency"),
+    "dry_multiplier": ("dry", "multiplier"),
+    "top_n_sigma": ("topnsigma", "n"),
     "top_k": ("topk", "k"),
+    "typical_p": ("typical", "p"),
     "top_p": ("topp", "p"),
     "min_p": ("minp", "p"),
+    "xtc_probability": ("xtc", "probability"),
+    "xtc_threshold": ("xtc", "threshold"),
+    "temperature": ("temperature", "t"),
 }
-# Where a shortcut inserts its stage.
-_ORDER = ("penalties", "topk", "typical", "topp", "minp", "xtc", "temperature")
+"""A shortcut of SamplingParams -> the sampler and the option that it sets."""
+
+# Where a shortcut inserts its stage: llama.cpp's order. Between its samplers stand those that have no shortcut.
+_ORDER = (
+    *("forcedprefix", "banned", "logitbias", "minlength", "norepeatngram", "penalties", "dry", "topnsigma", "topk"),
+    *("tailfree", "typical", "topp", "minp", "topa", "epsilon", "eta", "xtc", "temperature", "dyntemp"),
+    *("mirostat", "mirostat2", "greedy"),
+)
 
 
 def resolve(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[str] = ()) -> tuple[Stage, ...]:
@@ -36,7 +49,7 @@ def resolve(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[
     Raises ParameterError (UnknownNameError for a name that does not exist) or PluginError.
     """
     drafts = [_draft(item) for item in _items(base if params.sampler is None else params.sampler)]
-    for shortcut, (sampler, option) in _SHORTCUTS.items():
+    for shortcut, (sampler, option) in SHORTCUTS.items():
         value = getattr(params, shortcut)
         if value is not None:
             draft = _stage_for(drafts, shortcut, value, sampler, insert=params.sampler is None)
@@ -49,7 +62,8 @@ def resolve(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[
 def compose(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[str] = ()) -> SamplingParams:
     """`params` with `resolve`'s stages as its `sampler`, and the shortcuts, which are in them, unset."""
     stages = resolve(params, base, options)
-    return dataclasses.replace(params, sampler=stages, temperature=None, top_k=None, top_p=None, min_p=None)
+    unset: dict[str, Any] = dict.fromkeys(SHORTCUTS)
+    return dataclasses.replace(params, sampler=stages, **unset)
 
 
 @dataclass

@@ -74,4 +74,11 @@ class SamplerRequest:
     params: SamplingParams
 
 
+class PerSequence:
+    """Base of specs that work by what `start(request)` returns, and whose own `apply` therefore can't."""
+
+    def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
+        raise TypeError(f"{type(self).__name__} works on one sequence: call apply of what start(request) returns")
+
+
 SamplerFactory = Callable[..., Any]

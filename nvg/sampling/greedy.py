@@ -8,7 +8,8 @@ from nvg.sampling.contract import Logits, State, TokenIds
 
 @dataclass(frozen=True)
 class Greedy:
-    """Keep only the most probable token; of equal ones the lowest id."""
+    """Keep only the most probable token; of equal ones the lowest id (transformers' `do_sample=False`, llama.cpp's
+    greedy sampler)."""
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         keep_most_probable(logits)

@@ -11,7 +11,7 @@ from numba.core import types
 
 from nvg.params import TokenLogprobs
 from nvg.runtime.compile_cache import CompileStep, function_step, njit
-from nvg.sampling import select, vector
+from nvg.sampling import select
 from nvg.sampling.contract import Logits
 from nvg.sampling.vector import LANES
 
@@ -20,16 +20,7 @@ from nvg.sampling.vector import LANES
 def log_total(row: Logits) -> float:
     """ln(sum of e^row) in nats, for a row without NaN or +inf; weights are float32, their sum float64."""
     top = select.largest(row)
-    weights = np.empty((row.size + LANES - 1) // LANES * LANES, np.float32)
-    for i in range(row.size):
-        weights[i] = row[i]
-    for i in range(row.size, weights.size):
-        weights[i] = -np.inf
-    sums = np.zeros(LANES)
-    vector.weigh(weights, weights.size // LANES, top, sums)
-    total = 0.0
-    for lane in range(LANES):
-        total += sums[lane]
+    _, total = select.weigh(row, top, np.empty(LANES))
     return np.float64(top) + math.log(total)
 
 

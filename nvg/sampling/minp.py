@@ -1,9 +1,9 @@
 """Min-p sampling."""
 
 import math
-import numbers
 from dataclasses import dataclass
 
+from nvg import ranges
 from nvg.sampling import select
 from nvg.sampling.contract import Logits, State, TokenIds
 
@@ -22,8 +22,7 @@ class MinP:
     p: float = 0.05
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.p, numbers.Real) and 0 <= self.p <= 1):
-            raise ValueError(f"p is {self.p!r}; it must be a number from 0 to 1 (0 means off)")
+        ranges.number("p", self.p, "from 0 to 1 (0 means off)", 0, 1)
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.p:

@@ -10,12 +10,16 @@ class docstring that begins with the field's name and a colon:
         a: from 0 to 1; 0 means all
         '''
         a: float = 0.2
+
+Types are int, float, bool, str, None, `Literal`, unions of these, `tuple[X, ...]` and `Mapping[X, Y]`. On the command
+line and in files the last two are JSON; a text that does not begin with "[" is a list of one item.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import numbers
 import re
 import types
@@ -40,8 +44,8 @@ class Option:
 
     name: str
     types: tuple[Any, ...]
-    """What a value may be: int, float, bool, str, NoneType, Literal values wrapped as `Literal[...]`; empty means
-    that nvg does not check it, and that text can't set it."""
+    """What a value may be: int, float, bool, str, NoneType, and as they are written `Literal[...]`, `tuple[..., ...]`
+    and `Mapping[...]`; empty means that nvg does not check it, and that text can't set it."""
     default: Any
     """`REQUIRED` where there is none."""
     help: str
@@ -168,7 +172,19 @@ def _types(annotation: Any) -> tuple[Any, ...]:
         return tuple(ranked) if all(members) else ()
     if annotation in (bool, int, float, str, type(None)) or typing.get_origin(annotation) is Literal:
         return (annotation,)
-    return ()
+    parts = _item_type(annotation) or _map_types(annotation)
+    return (annotation,) if parts and all(_types(part) for part in parts) else ()
+
+
+def _item_type(kind: Any) -> tuple[Any, ...]:
+    """(X,) of tuple[X, ...]; () for any other type."""
+    arguments = typing.get_args(kind) if typing.get_origin(kind) is tuple else ()
+    return arguments[:1] if arguments[1:] == (...,) else ()
+
+
+def _map_types(kind: Any) -> tuple[Any, ...]:
+    """(X, Y) of Mapping[X, Y]; () for any other type."""
+    return typing.get_args(kind) if typing.get_origin(kind) is Mapping else ()
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -186,6 +202,10 @@ def _type_name(kind: Any) -> str:
         return "none"
     if typing.get_origin(kind) is Literal:
         return " or ".join(repr(value) for value in typing.get_args(kind))
+    if _item_type(kind):
+        return f"list of {_type_name(_item_type(kind)[0])}"
+    if _map_types(kind):
+        return "map of {} to {}".format(*map(_type_name, _map_types(kind)))
     return str(kind.__name__)
 
 
@@ -203,6 +223,10 @@ def _parse(kind: Any, text: str) -> Any:
         for value in typing.get_args(kind):
             if str(value) == text:
                 return value
+    if _item_type(kind) and not text.lstrip().startswith("["):
+        return (_parse(_item_type(kind)[0], text),)
+    if _item_type(kind) or _map_types(kind):
+        return _convert(kind, json.loads(text))
     raise ValueError(text)
 
 
@@ -210,9 +234,21 @@ def _convert(kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is Literal:
         if value in typing.get_args(kind):
             return value
+    elif _item_type(kind):
+        if isinstance(value, (list, tuple)):
+            return tuple(_convert(_item_type(kind)[0], item) for item in value)
+    elif _map_types(kind):
+        key_type, value_type = _map_types(kind)
+        if isinstance(value, Mapping):
+            return {_convert_key(key_type, key): _convert(value_type, item) for key, item in value.items()}
     elif kind is bool or kind is str or kind is type(None):
         if isinstance(value, kind):
             return value
     elif not isinstance(value, bool) and isinstance(value, numbers.Integral if kind is int else numbers.Real):
         return kind(value)
     raise ValueError(value)
+
+
+def _convert_key(kind: Any, key: Any) -> Any:
+    """JSON and TOML have text for keys only."""
+    return _parse(kind, key) if isinstance(key, str) else _convert(kind, key)

@@ -110,28 +110,31 @@ def survey(row: Logits, values: Logits, indices: TokenIds) -> int:
     """How many are above -inf; -1 if any is NaN or +inf. If `values` and `indices` have room for so many, these
     candidates and their indices are copied there, in order."""
     count = 0
-    for start in range(0, row.size, _BLOCK):
-        end = min(start + _BLOCK, row.size)
-        in_block = count_candidates(row[start:end])
-        if in_block < 0:
+    whole = row.size // CHUNK * CHUNK
+    for start in range(0, whole, CHUNK):
+        found = vector.bits_left(row, start)
+        if found >> np.uint64(32):
             return -1
-        count += in_block
-        if in_block > 0 and count <= values.size:
-            _copy_candidates(row, start, end, values, indices, count - in_block)
-    return count
-
-
-@njit
-def _copy_candidates(row: Logits, first: int, end: int, values: Logits, indices: TokenIds, size: int) -> None:
-    """Copy the candidates among row[first:end] and their indices, from `size` on."""
-    for start in range(first, end, CHUNK):
-        bits = _bits(row, start, _LOWEST, _INF)
+        bits = np.uint32(found)
+        size = count
+        count += vector.count_bits(bits)
+        if count > values.size:
+            continue
         while bits:
             i = start + vector.lowest_bit(bits)
             bits &= bits - np.uint32(1)
             values[size] = row[i]
             indices[size] = i
             size += 1
+    for i in range(whole, row.size):
+        if not row[i] < _INF:
+            return -1
+        if row[i] >= _LOWEST:
+            if count < values.size:
+                values[count] = row[i]
+                indices[count] = i
+            count += 1
+    return count
 
 
 @njit(cached=True, nogil=False)
@@ -327,7 +330,7 @@ def _in_order(sums: Float64) -> float:
 
 
 @njit
-def _mass(row: Logits, weights: Logits, bound: np.float32, sums: Float64) -> float:
+def mass_reaching(row: Logits, weights: Logits, bound: np.float32, sums: Float64) -> float:
     """The weight of the values that are at least `bound`; sums: float64 (LANES,), overwritten."""
     sums[:] = 0
     whole = row.size // LANES
@@ -338,29 +341,42 @@ def _mass(row: Logits, weights: Logits, bound: np.float32, sums: Float64) -> flo
     return _in_order(sums)
 
 
+@njit
+def weigh(row: Logits, top: np.float32, sums: Float64) -> tuple[Logits, float]:
+    """(e^(row - top), float32, filled up with 0 to a multiple of `CHUNK`; their total). sums: float64 (LANES,),
+    overwritten."""
+    weights = _filled(_padded(row.size), -_INF)
+    for i in range(row.size):
+        weights[i] = row[i]
+    sums[:] = 0
+    vector.weigh(weights, weights.size // LANES, top, sums)
+    return weights, _in_order(sums)
+
+
 @njit(cached=True, nogil=False)
 def nucleus(row: Logits, p: float) -> tuple[np.float32, int]:
     """The smallest logit of the nucleus, and how many of the most probable tokens it takes to reach probability p, from
     0 to 1. Weights are float32, sums float64.
     """
     top = largest(row)
-    weights = _filled(_padded(row.size), -_INF)
-    for i in range(row.size):
-        weights[i] = row[i]
-    sums = np.zeros(LANES)
-    vector.weigh(weights, weights.size // LANES, top, sums)
-    total = _in_order(sums)
-    target = p * total
+    sums = np.empty(LANES)
+    weights, total = weigh(row, top, sums)
+    low = -_INF
+    if row.size > _FEW and p < _ALMOST_ONE:
+        # What is less probable than (1 - p) / n weighs less than 1 - p in all, and is not in the nucleus.
+        low = _value(_key(np.float32(top + np.log((1 - p) * total / row.size) - 0.01)) - 1)
+    return smallest_set(row, weights, p * total, low, sums)
 
-    # The nucleus's smallest is at least `low` and below `high`; `mass` is what weighs at least `high`.
-    low, high, mass = -_INF, _above(top), 0.0
+
+@njit
+def smallest_set(row: Logits, weights: Logits, target: float, low: np.float32, sums: Float64) -> tuple[np.float32, int]:
+    """(smallest value, size) of the smallest set of largest values, of equal ones the first, whose weights reach
+    `target`. The smallest value is known to be at least `low`. weights: filled up as `weigh` does it; sums: float64
+    (LANES,), overwritten."""
+    # The smallest value is at least `low` and below `high`; `mass` is what weighs at least `high`.
+    high, mass = _above(largest(row)), 0.0
     values, outside = row, 0.0
-    halvings = 0
-    if row.size > _FEW:
-        halvings = _HALVINGS
-        if p < _ALMOST_ONE:
-            # What is less probable than (1 - p) / n weighs less than 1 - p in all, and is not in the nucleus.
-            low = _value(_key(np.float32(top + np.log((1 - p) * total / row.size) - 0.01)) - 1)
+    halvings = _HALVINGS if row.size > _FEW else 0
     while True:
         if halvings:
             middle = np.float32((np.float64(low) + np.float64(high)) / 2)
@@ -377,7 +393,7 @@ def nucleus(row: Logits, p: float) -> tuple[np.float32, int]:
             if missed - reached <= 1:
                 break
             middle = _value((reached + missed) >> 1)
-        middle_mass = outside + _mass(values, weights, middle, sums)
+        middle_mass = outside + mass_reaching(values, weights, middle, sums)
         if middle_mass >= target:
             low = middle
         else:
@@ -385,19 +401,21 @@ def nucleus(row: Logits, p: float) -> tuple[np.float32, int]:
 
     size = _count_reaching(row, high)
     threshold = _INF
-    weight = 0.0
-    tied = 0
     for i in range(values.size):
-        if low <= values[i] <= threshold:
-            tied = tied + 1 if values[i] == threshold else 1
+        if low <= values[i] < threshold:
             threshold = values[i]
-            weight = np.float64(weights[i])
-    for _ in range(tied):  # of equals only as many as it takes
-        mass += weight
-        size += 1
-        if mass >= target:
-            break
+    for i in range(values.size):
+        if values[i] == threshold and mass < target:  # of equals only as many as it takes
+            mass += np.float64(weights[i])
+            size += 1
     return threshold, size
+
+
+@njit(cached=True, nogil=False)
+def keep_nucleus(row: Logits, p: float) -> None:
+    """Remove all but the nucleus, in place; p: from 0 to 1."""
+    threshold, size = nucleus(row, p)
+    keep_from(row, threshold, size)
 
 
 @njit(cached=True, nogil=False)
@@ -472,6 +490,7 @@ def compile_steps() -> list[CompileStep]:
         function_step(keep_largest, (row, int64)),
         function_step(kth_largest, (row, int64)),
         function_step(nucleus, (row, float64)),
+        function_step(keep_nucleus, (row, float64)),
         function_step(divide, (row, float64)),
         function_step(pick, (row, float64)),
     ]

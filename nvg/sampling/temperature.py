@@ -1,9 +1,9 @@
 """Temperature."""
 
 import math
-import numbers
 from dataclasses import dataclass
 
+from nvg import ranges
 from nvg.sampling import select
 from nvg.sampling.contract import Logits, State, TokenIds
 from nvg.sampling.greedy import keep_most_probable
@@ -25,8 +25,7 @@ class Temperature:
     t: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.t, numbers.Real) and 0 <= self.t < math.inf):
-            raise ValueError(f"t is {self.t!r}; it must be a number >= 0 (0 means greedy, 1 means off)")
+        ranges.number("t", self.t, ">= 0 (0 means greedy, 1 means off)", 0, math.inf)
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.t == 0:

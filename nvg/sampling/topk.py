@@ -1,8 +1,8 @@
 """Top-k sampling."""
 
-import numbers
 from dataclasses import dataclass
 
+from nvg import ranges
 from nvg.sampling import select
 from nvg.sampling.contract import Logits, State, TokenIds
 
@@ -22,8 +22,7 @@ class TopK:
     k: int = 40
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.k, numbers.Integral) and self.k >= 0):
-            raise ValueError(f"k is {self.k!r}; it must be an integer >= 0 (0 means off)")
+        ranges.integer("k", self.k, 0, note="0 means off")
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.k:

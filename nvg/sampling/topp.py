@@ -1,10 +1,10 @@
 """Nucleus (top-p) sampling."""
 
-import numbers
 from dataclasses import dataclass
 
 import numpy as np
 
+from nvg import ranges
 from nvg.sampling import select
 from nvg.sampling.contract import Logits, State, TokenIds
 
@@ -24,12 +24,11 @@ class TopP:
     p: float = 0.9
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.p, numbers.Real) and 0 < self.p <= 1):
-            raise ValueError(f"p is {self.p!r}; it must be a number above 0 and at most 1 (1 means off)")
+        ranges.number("p", self.p, "above 0 and at most 1 (1 means off)", 0, 1, open_low=True)
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.p < 1:
-            select.keep_from(logits, *select.nucleus(logits, float(self.p)))
+            select.keep_nucleus(logits, float(self.p))
 
 
 def nucleus(logits: Logits, p: float) -> tuple[np.float32, int]:

@@ -132,6 +132,32 @@ def bits_between(typingctx, row, offset, low, high):
 
 
 @intrinsic
+def bits_left(typingctx, row, offset):
+    """Of the chunk at `offset`: bit i for element i above -inf, and bit 32 + i if it is NaN or +inf."""
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder, CHUNK)
+        values = emit.load(array_data(context, builder, sig.args[0], args[0], args[1]))
+        infinity = emit.constant(math.inf)
+        left = builder.fcmp_ordered(">", values, builder.fneg(infinity))
+        faults = builder.fcmp_unordered(">=", values, infinity)
+        left, faults = (builder.zext(builder.bitcast(mask, I32), I64) for mask in (left, faults))
+        return builder.or_(left, builder.shl(faults, ir.Constant(I64, 32)))
+
+    return _for_rows(row, types.uint64(row, types.int64), codegen)
+
+
+@intrinsic
+def count_bits(typingctx, bits):
+    """How many bits are set."""
+
+    def codegen(context, builder, sig, args):
+        return builder.zext(builder.ctpop(args[0]), I64)
+
+    return types.int64(types.uint32), codegen
+
+
+@intrinsic
 def lowest_bit(typingctx, bits):
     """Index of the lowest bit that is set; there must be one."""
 
@@ -185,8 +211,11 @@ class _Sums:
         self._slot = cgutils.alloca_once_value(builder, _load_wide(builder, self._pointer))
 
     def add(self, weights):
+        self.add_wide(self._builder.fpext(weights, _WIDE))
+
+    def add_wide(self, weights):
         b = self._builder
-        b.store(b.fadd(b.load(self._slot), b.fpext(weights, _WIDE)), self._slot)
+        b.store(b.fadd(b.load(self._slot), weights), self._slot)
 
     def write(self):
         _store_wide(self._builder, self._builder.load(self._slot), self._pointer)
@@ -227,6 +256,29 @@ def add_reaching(typingctx, row, weights, num_chunks, bound, sums):
         with _chunks(builder, args[2], LANES) as (index, _):
             values, weights = emit.load(emit.offset(data, index)), emit.load(emit.offset(weight_data, index))
             totals.add(builder.select(builder.fcmp_ordered(">=", values, bound), weights, emit.constant(0)))
+        totals.write()
+        return context.get_dummy_value()
+
+    return _for_rows(row, types.void(row, weights, types.int64, types.float32, sums), codegen)
+
+
+@intrinsic
+def add_products(typingctx, row, weights, num_chunks, origin, sums):
+    """Add weight * (value - origin), in float64, of the values above -inf to `sums`: `num_chunks` times `LANES`
+    elements from the beginning."""
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder, LANES)
+        zero = ir.Constant(I64, 0)
+        data = array_data(context, builder, sig.args[0], args[0], zero)
+        weight_data = array_data(context, builder, sig.args[1], args[1], zero)
+        origin = builder.fpext(emit.splat(args[3]), _WIDE)
+        totals = _Sums(context, builder, sig.args[4], args[4])
+        with _chunks(builder, args[2], LANES) as (index, _):
+            values, weights = emit.load(emit.offset(data, index)), emit.load(emit.offset(weight_data, index))
+            products = builder.fmul(builder.fpext(weights, _WIDE), builder.fsub(builder.fpext(values, _WIDE), origin))
+            is_left = builder.fcmp_ordered(">", values, emit.constant(-math.inf))
+            totals.add_wide(builder.select(is_left, products, _wide(0.0)))
         totals.write()
         return context.get_dummy_value()
 
