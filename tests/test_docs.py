@@ -44,6 +44,8 @@ def test_every_sampler_and_every_option_is_documented(gallery):
     assert set(sections) == set(entries)
     for name, part in sections.items():
         assert summary(entries[name].load()), name
+        assert "```text\n" in part, f"{name} has no formula: an indented paragraph of the docstring"
+        assert "\n\nUse it " in part, f"{name} does not say when to use it: a paragraph that begins 'Use it'"
         assert f"](samplers/{name}.svg)" in part, f"{name} has no picture: give an example in SETTINGS"
         for option in options_of(entries[name].load()):
             default = "required" if option.default is REQUIRED else f"`{option.default!r}`"

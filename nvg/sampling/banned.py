@@ -21,6 +21,10 @@ class Banned(PerSequence):
     words: texts, as ["dragon", "wolf"]
     ids: token ids, as [5, 17]
     sequences: lists of token ids, as [[5, 17], [3]]
+
+        l'(i) = -inf where i completes a banned word or sequence
+
+    Use it to keep names and words out. It removes tokens, not meanings: the model may say the same in other words.
     """
 
     words: tuple[str, ...] = ()

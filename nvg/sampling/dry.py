@@ -32,6 +32,11 @@ class DRY(PerSequence):
     allowed_length: longest repetition that is not punished, at least 1
     last_n: how many tokens to look back; -1 means all, 0 none
     breakers: texts over which nothing is a repetition, as [".", ","]
+
+        l'(i) = l(i) - multiplier base^(L - allowed_length) where L >= allowed_length,
+        L = the most tokens that the text ends with and that stood before an i already
+
+    Use it against texts that run in circles: it breaks up phrases that come again, and spares single words.
     """
 
     multiplier: float = 0.8

@@ -20,6 +20,10 @@ class DynTemp:
     t: at least 0
     range: at least 0; 0 means a plain temperature
     exponent: above 0; above 1 the lower temperatures gain, below 1 the higher ones
+
+        l'(i) = l(i) / T,  T = low + (t + range - low) h^exponent,  low = max(0, t - range),  h = H(P) / ln n
+
+    Use it in place of temperature to vary where many tokens would do and not to err where one is right.
     """
 
     t: float = 1.0

@@ -16,6 +16,10 @@ class Epsilon:
     As in transformers (`epsilon_cutoff`), where it is off by default; the paper uses 0.0003 to 0.0009 with GPT-2.
 
     epsilon: from 0 to 1; 0 means all
+
+        keep i where P(i) >= epsilon
+
+    Use it to cut off only what the model thinks absurd, and leave the distribution as it is otherwise.
     """
 
     epsilon: float = 3e-4

@@ -15,6 +15,10 @@ class Eta:
     As in transformers (`eta_cutoff`), where it is off by default; the paper uses 0.0003 to 0.004 with GPT-2.
 
     epsilon: from 0 to 1; 0 means all
+
+        keep i where P(i) >= min(epsilon, sqrt(epsilon) e^-H(P))
+
+    Use it like epsilon, where a flat distribution should keep more of its tail.
     """
 
     epsilon: float = 3e-4

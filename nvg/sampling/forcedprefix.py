@@ -19,6 +19,10 @@ class ForcedPrefix(PerSequence):
 
     text: what the output begins with
     ids: token ids that it begins with; not beside a text
+
+        keep i = prefix[step] while step < the prefix's length
+
+    Use it to give the output its beginning, a heading or a bracket, as if the model had written it.
     """
 
     text: str = ""

@@ -9,7 +9,12 @@ from nvg.sampling.contract import Logits, State, TokenIds
 @dataclass(frozen=True)
 class Greedy:
     """Keep only the most probable token; of equal ones the lowest id (transformers' `do_sample=False`, llama.cpp's
-    greedy sampler)."""
+    greedy sampler).
+
+        keep i = argmax P
+
+    Use it for the same short answer each time, and to compare models. Longer texts of small models repeat themselves.
+    """
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         keep_most_probable(logits)

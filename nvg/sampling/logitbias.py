@@ -21,6 +21,10 @@ class LogitBias(PerSequence):
 
     ids: token id -> what is added, as {"50256": -100}
     words: text, with the space before it if there is one -> what is added, as {" dragon": 2.5}
+
+        l'(i) = l(i) + bias(i)
+
+    Use it to favour or to avoid a few known tokens: 1 is a nudge, 5 all but decides, -inf forbids.
     """
 
     ids: Mapping[int, float] = field(default_factory=dict)

@@ -20,6 +20,10 @@ class MinLength(PerSequence):
     stop ids, too, whatever the chain does.
 
     n: at least 0
+
+        l'(i) = -inf where i ends the text, while step < n
+
+    Use it when a model ends too soon. It does not make it have more to say: n should be well below the usual length.
     """
 
     n: int = 1

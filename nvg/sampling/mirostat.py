@@ -24,6 +24,11 @@ class Mirostat(PerSequence):
     tau: the surprise aimed at, in bits, above 0
     eta: how fast to learn, at least 0
     m: how many tokens to fit, at least 2
+
+        keep the k most probable,  k = ((s - 1) 2^mu / (1 - N^(1 - s)))^(1 / s),  N = the vocabulary's size,
+        s = sum over i < m of a(i) ln(P(i) / P(i + 1)) / sum over i < m of a(i)^2,  a(i) = ln((i + 1) / i)
+
+    Use it for long texts of even quality, neither dull nor wild, instead of topk, topp and temperature.
     """
 
     tau: float = 5.0

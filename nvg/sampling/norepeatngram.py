@@ -15,6 +15,10 @@ class NoRepeatNGram:
     As in transformers (`no_repeat_ngram_size`), where it is off by default. If nothing else is left, they stay.
 
     n: at least 0; 0 means off, 1 never the same token twice
+
+        l'(i) = -inf where the last n - 1 tokens stood before an i already
+
+    Use it for short texts, such as summaries. In long ones names and phrases have to come again: dry is gentler.
     """
 
     n: int = 3

@@ -21,6 +21,12 @@ class Penalties:
     presence: any number; 0 means off
     frequency: any number; 0 means off
     last_n: how many tokens to look back; -1 means all, 0 none
+
+        l'(i) = (l(i) / repetition if l(i) > 0, else l(i) repetition) - presence - frequency c(i) where c(i) > 0,
+        c(i) = how often i is among the last tokens
+
+    Use it first in a chain and mildly, with a repetition up to 1.2 or a presence or frequency up to 0.5: it makes
+    commas and articles less probable, too.
     """
 
     repetition: float = 1.0

@@ -20,6 +20,11 @@ class TailFree:
     authors' code keeps this one and the next. It sorts all that is left, so it is best put after topk.
 
     z: from 0 to 1; 1 means all
+
+        keep the r-th most probable token, r = 0 always, where b(0) + ... + b(r) <= z,
+        b(r) = |P(r) - 2 P(r + 1) + P(r + 2)| / the sum of these
+
+    Use it where the tail should be found by its shape and not by a number of tokens or a probability.
     """
 
     z: float = 0.95

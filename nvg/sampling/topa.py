@@ -16,6 +16,10 @@ class TopA:
     As in KoboldAI, where it is off by default; its author began with 0.02.
 
     a: from 0 to 1; 0 means all
+
+        keep i where P(i) >= a (max P)^2
+
+    Use it like minp, where flat distributions should keep more.
     """
 
     a: float = 0.2

@@ -16,6 +16,10 @@ class TopNSigma:
     The deviation is that of the logits that are left, as in llama.cpp, where the stage is off by default.
 
     n: at least 0; 0 means all
+
+        keep i where l(i) >= max l - n sd(l)
+
+    Use it with a high temperature behind it: noise far below the best tokens stays out, whatever the temperature.
     """
 
     n: float = 1.0

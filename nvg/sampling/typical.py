@@ -16,6 +16,10 @@ class Typical:
     exactly.
 
     p: above 0 and at most 1; 1 means all
+
+        keep the smallest set S of least |-ln P(i) - H(P)| with: sum over S of P(i) >= p
+
+    Use it for text that tells neither more nor less than expected; it can remove the most probable tokens, too.
     """
 
     p: float = 0.9

@@ -17,6 +17,10 @@ class XTC:
 
     probability: how often, from 0 to 1; 0 means never
     threshold: from 0 to 1; above 0.5 nothing is excluded
+
+        now and then keep i where P(i) < threshold, or i is the least probable of the others
+
+    Use it for stories, to leave the beaten track; not where one token is right. minp before it keeps the tail out.
     """
 
     probability: float = 0.5
