@@ -64,6 +64,10 @@ def test_without_a_prompt_there_is_a_default(expected, greedy):
     assert greedy() == (0, expected[PROMPT].text + "\n", f"nvg: no prompt given; continuing {PROMPT!r}\n")
 
 
+def test_an_error_comes_before_the_default_prompt():
+    assert run_cli("generate", "--sampler", "nosuch").error.startswith("no sampler is called 'nosuch'")
+
+
 def test_a_prompt_wins_over_stdin(expected, greedy):
     assert greedy(PROMPT, stdin=b"The king").stdout == expected[PROMPT].text + "\n"
 
