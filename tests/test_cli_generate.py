@@ -269,6 +269,18 @@ def test_a_sampler_in_a_file(tmp_path, tiny_checkpoint):
     assert done == (0, llm.tokenizer.decode([int(row.argsort()[-2])]) + "\n", "")
 
 
+def test_messages_about_a_file_name_it(tmp_path):
+    path = tmp_path / "odd.py"
+    path.write_text("three = 3\n\n\nclass Plain:\n    def apply(self, logits, token_ids, state): ...\n")
+    done = run_cli("generate", "hi", "--sampler", f"{path}:three")
+    assert (done.code, done.error) == (1, f"sampler 'three' of {path} is no sampler: 3 has no method apply()")
+    done = run_cli("generate", "hi", "--sampler", f"{path}:Plain")
+    assert (done.code, done.error) == (
+        1,
+        f"{path}:Plain is no sampler: it is not a dataclass; write @dataclass(frozen=True) above the class",
+    )
+
+
 def test_a_sampler_that_breaks_ends_the_request_with_the_text_so_far(tmp_path, tiny_checkpoint):
     (tmp_path / "mine.py").write_text(SAMPLERS)
     base = ("generate", PROMPT, "-m", tiny_checkpoint)

@@ -60,6 +60,12 @@ def test_it_is_what_the_formula_says(context, stride, tiny_checkpoint, compiled_
     assert (result["model"], result["file"]) == (str(tiny_checkpoint), str(path))
 
 
+def test_json_tells_the_precisions(tiny_checkpoint, compiled_kernels):
+    done = run_cli("perplexity", "-", "-m", tiny_checkpoint, "--format", "json", stdin=b"some text")
+    record = json.loads(done.stdout)
+    assert (record["dtype"], record["kv_dtype"]) == ("float32", "float32")
+
+
 def test_stdin_and_the_table(tiny_checkpoint, compiled_kernels):
     done = run_cli("perplexity", "-", "-m", tiny_checkpoint, "--max-tokens", 70, stdin=TEXT.encode())
     assert (done.code, done.stderr) == (0, "")
