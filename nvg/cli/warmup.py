@@ -53,5 +53,5 @@ def _compile(pairs: list[tuple[str, str | None]]) -> Path | None:
             steps |= {step.name: step for step in runner.compile_steps(dtype, kv_dtype)}
         if all(step.is_cached() for step in steps.values()):
             say("all kernels are compiled already")
-        prepare(list(steps.values()), say, about_s=20 * len(pairs))
+        prepare(list(steps.values()), say, about_s=15 + 5 * len(pairs))
         return store.directory
