@@ -77,9 +77,9 @@ class SamplingParams:
         if self.top_k is not None:
             _integer("top_k", self.top_k, 0)
         if self.top_p is not None:
-            _number("top_p", self.top_p, "above 0 and at most 1 (1 means all)", 0, 1, open_low=True)
+            _number("top_p", self.top_p, "above 0 and at most 1 (1 means off)", 0, 1, open_low=True)
         if self.min_p is not None:
-            _number("min_p", self.min_p, "from 0 to 1 (0 means all)", 0, 1)
+            _number("min_p", self.min_p, "from 0 to 1 (0 means off)", 0, 1)
         _integer("max_tokens", self.max_tokens, 0)
         _integer("min_tokens", self.min_tokens, 0)
         _integer("n", self.n, 1)

@@ -19,7 +19,7 @@ class MinP:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.p, numbers.Real) and 0 <= self.p <= 1):
-            raise ValueError(f"p is {self.p!r}; it must be a number from 0 to 1 (0 means all)")
+            raise ValueError(f"p is {self.p!r}; it must be a number from 0 to 1 (0 means off)")
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.p:

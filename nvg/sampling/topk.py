@@ -18,7 +18,7 @@ class TopK:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.k, numbers.Integral) and self.k >= 0):
-            raise ValueError(f"k is {self.k!r}; it must be an integer >= 0 (0 means all)")
+            raise ValueError(f"k is {self.k!r}; it must be an integer >= 0 (0 means off)")
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.k:

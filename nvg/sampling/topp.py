@@ -21,7 +21,7 @@ class TopP:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.p, numbers.Real) and 0 < self.p <= 1):
-            raise ValueError(f"p is {self.p!r}; it must be a number above 0 and at most 1 (1 means all)")
+            raise ValueError(f"p is {self.p!r}; it must be a number above 0 and at most 1 (1 means off)")
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.p < 1:

@@ -20,7 +20,7 @@ class TopA:
 
     def __post_init__(self):
         if not 0 <= self.a <= 1:
-            raise ValueError(f"a is {self.a!r}; it must be a number from 0 to 1 (0 means all)")
+            raise ValueError(f"a is {self.a!r}; it must be a number from 0 to 1 (0 means off)")
 
     def apply(self, logits, token_ids, state):
         weights = np.exp(logits - logits.max())
