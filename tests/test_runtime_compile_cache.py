@@ -1,6 +1,7 @@
 """The compile cache: what it holds, and what happens when it is damaged, unwritable, or used by two at once."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -45,6 +46,20 @@ def run(directory, code=SMALL):
     return done.stdout.splitlines()
 
 
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """A cache that has all that SMALL needs; not to be changed."""
+    cache = tmp_path_factory.mktemp("complete") / "cache"
+    assert run(cache) == ["missing", "3 []"]
+    return cache
+
+
+@pytest.fixture
+def filled(complete, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(complete, tmp_path / "cache")
+
+
 def test_the_second_process_compiles_nothing_and_says_nothing(tmp_path):
     cache = tmp_path / "cache"
     assert run(cache) == ["missing", "3 []"]
@@ -85,19 +100,17 @@ def test_a_cache_that_can_not_be_made_costs_one_warning(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX permissions")
-def test_a_cache_that_is_complete_is_used_and_left_as_it_is(tmp_path):
-    cache = tmp_path / "cache"
-    run(cache)
-    keyed = next((cache / "kernels").iterdir())
+def test_a_cache_that_is_complete_is_used_and_left_as_it_is(filled):
+    keyed = next((filled / "kernels").iterdir())
     before = sorted(keyed.iterdir())
-    for directory in (keyed, keyed.parent, cache):
+    for directory in (keyed, keyed.parent, filled):
         directory.chmod(0o555)
     try:
-        assert run(cache) == ["cached", "0 []"]
-        assert [stat.S_IMODE(directory.stat().st_mode) for directory in (keyed, keyed.parent, cache)] == [0o555] * 3
+        assert run(filled) == ["cached", "0 []"]
+        assert [stat.S_IMODE(directory.stat().st_mode) for directory in (keyed, keyed.parent, filled)] == [0o555] * 3
         assert sorted(keyed.iterdir()) == before
     finally:
-        for directory in (cache, keyed.parent, keyed):
+        for directory in (filled, keyed.parent, keyed):
             directory.chmod(0o700)
 
 
@@ -119,12 +132,10 @@ def on_a_read_only_file_system(code):
     return READ_ONLY + textwrap.dedent(code).replace("lines = []", "lines = []\nread_only()")
 
 
-def test_on_a_read_only_file_system_what_is_there_is_used(tmp_path):
-    cache = tmp_path / "cache"
-    run(cache)
-    assert run(cache, on_a_read_only_file_system(SMALL)) == ["cached", "0 []"]
+def test_on_a_read_only_file_system_what_is_there_is_used(filled):
+    assert run(filled, on_a_read_only_file_system(SMALL)) == ["cached", "0 []"]
     first, second = run(
-        cache,
+        filled,
         on_a_read_only_file_system(SMALL).replace("add_one", "add_two").replace("x + 1", "x + 2").replace("42", "43"),
     )
     assert first == "missing"
@@ -146,12 +157,10 @@ print(len(add_one.overloads))
 )
 
 
-def test_where_it_must_be_kept_nothing_is_compiled_in_vain(tmp_path):
-    cache = tmp_path / "cache"
-    assert run(cache, REQUIRED) == ["kept", "1"]
-    assert run(cache, on_a_read_only_file_system(REQUIRED)) == ["kept", "1"], "it is there"
-    next((cache / "kernels").rglob("*.bin")).unlink()
-    problem, compiled = run(cache, on_a_read_only_file_system(REQUIRED))
+def test_where_it_must_be_kept_nothing_is_compiled_in_vain(filled):
+    assert run(filled, on_a_read_only_file_system(REQUIRED)) == ["kept", "1"], "it is there"
+    next((filled / "kernels").rglob("*.bin")).unlink()
+    problem, compiled = run(filled, on_a_read_only_file_system(REQUIRED))
     assert problem == (
         "NvgError compiled kernels can't be kept: the compile cache can't be written ([Errno 30] Read-only file "
         "system); NVG_CACHE_DIR names another place"
@@ -160,21 +169,18 @@ def test_where_it_must_be_kept_nothing_is_compiled_in_vain(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_what_is_no_file_is_not_waited_for_and_replaced(tmp_path):
-    cache = tmp_path / "cache"
-    run(cache)
-    entry = next((cache / "kernels").rglob("*.bin"))
+def test_what_is_no_file_is_not_waited_for_and_replaced(filled):
+    entry = next((filled / "kernels").rglob("*.bin"))
     entry.unlink()
     os.mkfifo(entry)
-    first, second = run(cache)
+    first, second = run(filled)
     assert first == "missing"
     assert second.count("is not a file of this user alone") == 1
-    assert run(cache) == ["cached", "0 []"]
+    assert run(filled) == ["cached", "0 []"]
     entry.unlink()
     entry.mkdir()
-    for _ in range(2):
-        first, second = run(cache)
-        assert (first, second.count(f"{entry.name} is not a file of this user alone; remove it")) == ("missing", 1)
+    first, second = run(filled)
+    assert (first, second.count(f"{entry.name} is not a file of this user alone; remove it")) == ("missing", 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX permissions")
