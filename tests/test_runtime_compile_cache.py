@@ -175,12 +175,12 @@ def test_what_is_no_file_is_not_waited_for_and_replaced(filled):
     os.mkfifo(entry)
     first, second = run(filled)
     assert first == "missing"
-    assert second.count("is not a file of this user alone") == 1
+    assert second.count("is not a regular file") == 1
     assert run(filled) == ["cached", "0 []"]
     entry.unlink()
     entry.mkdir()
     first, second = run(filled)
-    assert (first, second.count(f"{entry.name} is not a file of this user alone; remove it")) == ("missing", 1)
+    assert (first, second.count(f"{entry.name} is not a regular file; remove it")) == ("missing", 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX permissions")

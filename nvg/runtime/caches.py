@@ -82,13 +82,22 @@ def is_abandoned(unfinished: Path) -> bool:
     return True
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open to read, unbuffered. Raises OSError unless it is a regular file."""
+    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is not a regular file; remove it")
+    return open(descriptor, "rb", buffering=0)
+
+
 def open_own(path: Path) -> BinaryIO:
     """Open to read, unbuffered. Raises OSError unless it is a regular file, of this user, that no other can write."""
-    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
-    if not is_own(os.fstat(descriptor)):
-        os.close(descriptor)
-        raise PermissionError(f"{path} is not a file of this user alone; remove it")
-    return open(descriptor, "rb", buffering=0)
+    file = open_regular(path)
+    if not is_own(os.fstat(file.fileno())):
+        file.close()
+        raise PermissionError(f"{path} is not this user's alone; remove it")
+    return file
 
 
 def is_own(status: os.stat_result) -> bool:

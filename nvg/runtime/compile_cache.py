@@ -26,7 +26,7 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from nvg.runtime import cpu
-from nvg.runtime.caches import make_private, open_own, replacing
+from nvg.runtime.caches import make_private, open_regular, replacing
 from nvg.runtime.kernel_store import Report, store
 
 _JOB_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -65,7 +65,7 @@ class _FileCache(_Cache):  # type: ignore[misc]
         if path is None:
             return None
         try:
-            with open_own(path) as file:
+            with open_regular(path) as file:
                 data = file.read()
         except FileNotFoundError:
             return None
