@@ -207,6 +207,14 @@ def test_a_model_that_cannot_be_read(what, tmp_path, monkeypatch):
     assert (done.code, done.error) == (4, f"the model {str(directory)!r} can't be read: Permission denied")
 
 
+@pytest.mark.parametrize("arguments", [("generate", PROMPT), ("models",), ("env",)], ids=str)
+def test_a_size_of_the_cache_that_is_none(arguments, monkeypatch):
+    monkeypatch.setenv("NVG_PACKED_CACHE_GB", "1_0")
+    done = run_cli(*arguments)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.error.startswith("NVG_PACKED_CACHE_GB is '1_0'; it must be a number of GB from 0 to 1000000, as 2.5 (0")
+
+
 def test_a_plugin_list_with_a_name_that_is_not_installed(monkeypatch):
     monkeypatch.setenv("NVG_LOAD_PLUGINS", "nvg-nosuch")
     monkeypatch.setattr(nvg.plugins, "_registry", None)

@@ -137,10 +137,10 @@ class _File:
 
 def _file_for(checkpoint: Checkpoint, layout: Layout) -> _File | None:
     """None where it is not worth the while, not wanted, or not possible."""
+    if packed_files.cap_bytes() == 0:
+        return None
     is_from_files = isinstance(checkpoint, Checkpoint)
     if not is_from_files or 4 * sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names) < SMALLEST_BYTES:
-        return None
-    if packed_files.cap_bytes() == 0:
         return None
     try:
         directory = packed_files.packed_directory()
