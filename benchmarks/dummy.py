@@ -143,7 +143,10 @@ def main() -> None:
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("directory", type=Path)
     args = parser.parse_args()
-    print(write_checkpoint(args.directory, args.size))
+    try:
+        print(write_checkpoint(args.directory, args.size))
+    except OSError as error:
+        parser.error(f"{args.directory}: {error.strerror}")
 
 
 if __name__ == "__main__":

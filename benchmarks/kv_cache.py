@@ -21,7 +21,7 @@ import numpy as np
 from dummy import SIZES, write_checkpoint
 from engine_nvg import Nvg
 from engines import Setup
-from report import facts, print_facts, print_table, write_json
+from report import facts, known_model, print_facts, print_table, write_json
 
 from nvg.errors import NvgError
 from nvg.hub import resolve_model
@@ -142,7 +142,12 @@ def run(args: argparse.Namespace, directory: Path, name: str, scratch: Path) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", default="tales", help="a built-in model or a GPT-2 directory (default: %(default)s)")
+    model.add_argument(
+        "--model",
+        type=known_model,
+        default="tales",
+        help="a built-in model or a GPT-2 directory (default: %(default)s)",
+    )
     model.add_argument("--dummy", choices=SIZES, help="random weights of this size")
     parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
     parser.add_argument("--length", type=int, help="last position (default: the model's context)")

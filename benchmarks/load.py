@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from report import Spread, facts, print_facts, print_table, write_json
+from report import Spread, facts, known_model, print_facts, print_table, write_json
 from startup import NVG, wall_time
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
@@ -109,12 +109,11 @@ def measure(directory: Path, dtype: str, repetitions: int, num_steps: int) -> di
             if done.returncode:
                 sys.exit(done.returncode)
             runs.append(json.loads(done.stdout))
+            if kind != "load_file" and runs[-1]["is_from_cache"] != (kind == "packed"):
+                sys.exit(f"error: {directory} was not kept and found again: too little room, or too small a model")
         forget(directory)
         for kind, seconds in generates.items():
             seconds.append(wall_time(generate, **_environment(kind)))
-    for kind in generates:
-        if any(run["is_from_cache"] != (kind == "packed") for run in loads[kind]):
-            sys.exit(f"error: {directory} was not kept and found again: too little room, or too small a model")
     return {"loads": loads, "generate_s": generates}
 
 
@@ -176,7 +175,7 @@ def run(directory: Path, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", help="a Hugging Face GPT-2 directory with one model.safetensors")
+    model.add_argument("--model", type=known_model, help="a GPT-2 directory with one model.safetensors")
     model.add_argument("--dummy", metavar="SIZE", help="random weights: gpt2, gpt2-medium, gpt2-large or gpt2-xl")
     parser.add_argument("--dtype", default=",".join(DTYPES), help="comma-separated (default: %(default)s)")
     parser.add_argument("--repetitions", type=int, default=7, help="default: %(default)s")
@@ -192,7 +191,9 @@ def main() -> None:
     elif args.child:
         print(json.dumps(load_with_nvg(Path(args.model), args.dtype, args.new_tokens)))
     elif args.model:
-        run(Path(args.model), args)
+        from nvg.hub import resolve_model
+
+        run(resolve_model(args.model), args)
     else:
         with tempfile.TemporaryDirectory(prefix="nvg-benchmark-") as temporary:
             directory = (args.keep or Path(temporary)) / args.dummy

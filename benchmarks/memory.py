@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from report import facts, print_facts, print_table, write_json
+from report import facts, known_model, print_facts, print_table, write_json
 
 PROMPT_TOKENS = 32
 TARGET_BYTES = 300_000_000
@@ -127,7 +127,7 @@ def run(model: str, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", help="a built-in model's name or a Hugging Face GPT-2 directory")
+    model.add_argument("--model", type=known_model, help="a built-in model's name or a Hugging Face GPT-2 directory")
     model.add_argument("--dummy", metavar="SIZE", help="random weights: gpt2, gpt2-medium, gpt2-large or gpt2-xl")
     parser.add_argument("--num-seqs", type=int, default=1, help="sequences at once (default: %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=64, help="default: %(default)s")

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from report import facts, print_facts, print_table, write_json
+from report import facts, known_model, print_facts, print_table, write_json
 
 from nvg import LLM
 from nvg.errors import NvgError
@@ -100,7 +100,7 @@ def llama_cpp_engines(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="tales", help="default: %(default)s")
+    parser.add_argument("--model", type=known_model, default="tales", help="default: %(default)s")
     parser.add_argument(
         "--text", type=Path, required=True, metavar="FILE", help="UTF-8 that the model was not trained on"
     )

@@ -9,6 +9,7 @@ that was fastest at that work.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from typing import Any
@@ -63,6 +64,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]).parse_args()
     text = README.read_text("utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -37,6 +38,18 @@ class Spread:
     def text(self, digits: int) -> str:
         """As `median (low-high)`."""
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
+
+
+def known_model(name: str) -> str:
+    """An argument of the command line that must be a model's name or directory, as nvg resolves it."""
+    from nvg.errors import NvgError
+    from nvg.hub import resolve_model
+
+    try:
+        resolve_model(name)
+    except NvgError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return name
 
 
 def facts() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from report import facts, print_facts, print_table, write_json
+from report import facts, known_model, print_facts, print_table, write_json
 
 from nvg import LLM, AsyncLLM, SamplingParams
 from nvg.errors import NvgError
@@ -160,7 +160,9 @@ def compare(llm: LLM, watch: Watch) -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="tales", help="a model's name or directory (default: %(default)s)")
+    parser.add_argument(
+        "--model", type=known_model, default="tales", help="a model's name or directory (default: %(default)s)"
+    )
     parser.add_argument("--dtype", default="float32", help="default: %(default)s")
     parser.add_argument("--requests", type=int, default=10_000, help="10 or more (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")

@@ -22,7 +22,7 @@ from pathlib import Path
 import numba
 import numpy as np
 from numba import carray
-from report import Spread, facts, print_facts, print_table, write_json
+from report import Spread, facts, known_model, print_facts, print_table, write_json
 
 from nvg import LLM, EngineConfig, SamplingParams
 from nvg.bench.dummy import DummyCheckpoint, NumberTokenizer, dummy_config
@@ -194,7 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--dummy", choices=DUMMY_SIZES, default="gpt2", help="random weights (default: %(default)s)")
-    model.add_argument("--model", help="a built-in model or a GPT-2 directory instead")
+    model.add_argument("--model", type=known_model, help="a built-in model or a GPT-2 directory instead")
     parser.add_argument("--dtype", choices=DTYPES, default="int8", help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=default_threads(), help="default: %(default)s")
     parser.add_argument("--new-tokens", type=int, default=100, help="each time (default: %(default)s)")

@@ -21,7 +21,7 @@ from batching import Requests, Served
 from converted import source_key
 from dummy import SIZES, write_checkpoint
 from engines import EngineProcess, Setup, Variant
-from report import Spread, facts, print_facts, print_table, write_json
+from report import Spread, facts, known_model, print_facts, print_table, write_json
 
 from nvg.bench.serving import Job
 from nvg.bench.workloads import throughput_jobs
@@ -61,7 +61,7 @@ class Measured:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", help="a built-in model's name or a Hugging Face GPT-2 directory")
+    model.add_argument("--model", type=known_model, help="a built-in model's name or a Hugging Face GPT-2 directory")
     model.add_argument("--dummy", choices=SIZES, help="random weights of this size")
     parser.add_argument("--precision", default=",".join(PRECISIONS), help="comma-separated (default: %(default)s)")
     parser.add_argument("--engines", default=",".join(ENGINES), help="comma-separated (default: %(default)s)")

@@ -1,10 +1,13 @@
 """nvg: GPT-2 inference on the CPU. `import nvg` loads neither numba nor numpy; names are loaded when used."""
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from nvg._version import __version__
 
+TYPE_CHECKING = False  # of `typing`, which takes longer to import than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from nvg.async_llm import AsyncLLM
     from nvg.hookspecs import hookimpl
     from nvg.llm import LLM

@@ -10,8 +10,9 @@ from typing import Any
 
 from nvg.engine.sequence import Request
 from nvg.engine.thread import EngineThread
-from nvg.llm import LLM, Prompt
+from nvg.llm import LLM
 from nvg.params import EngineConfig, Piece, RequestOutput, SamplingParams
+from nvg.prompts import Prompt
 
 
 class AsyncLLM:

@@ -48,3 +48,9 @@ class AbortedError(NvgError):
 
 class EngineError(NvgError):
     """The engine stopped on a fault of its own, or was used after `close()`."""
+
+
+def cause(error: BaseException) -> str:
+    """An exception in one line, with its type unless the error is nvg's own."""
+    name, text = type(error).__name__, " ".join(str(error).split())
+    return text if isinstance(error, NvgError) and text else f"{name}: {text}" if text else name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import weakref
@@ -17,19 +16,19 @@ from nvg.engine.loop import StepLoop
 from nvg.engine.sequence import Request, Sink
 from nvg.engine.stats import EngineStats
 from nvg.engine.thread import EngineThread
-from nvg.errors import CheckpointError, EngineError, ParameterError
+from nvg.errors import CheckpointError, ParameterError
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.contract import Float32, ModelRunner
 from nvg.params import EngineConfig, Piece, RequestOutput, SamplingParams
 from nvg.plugins import registry
 from nvg.progress import Progress
-from nvg.runtime.compile_cache import Report, prepare
+from nvg.prompts import Prompt, pair, text_or_ids
+from nvg.runtime.compile_cache import prepare
+from nvg.runtime.kernel_store import Report
 from nvg.sampling import chain
 from nvg.sampling.compose import resolve
 from nvg.sampling.random import new_seed
 from nvg.tokenizers.contract import Tokenizer
-
-Prompt = str | Sequence[int]
 
 
 def report_to_stderr(line: str) -> None:
@@ -91,7 +90,6 @@ class LLM:
             raise
         self._thread = EngineThread(self._engine)
         self._loop: StepLoop | None = None
-        self._process = os.getpid()
         self._dropped = weakref.finalize(self, _close_elsewhere, self._thread)
         self._dropped.atexit = False  # daemon threads end with the process; waiting for them could only delay it
 
@@ -179,8 +177,11 @@ class LLM:
 
         Raises ParameterError unless there are 1 to max_model_len ids of the vocabulary.
         """
-        self._check_process()
-        logits: Float32 = self._thread.logits(list(token_ids))
+        self._thread.check_process()
+        given = text_or_ids(token_ids)
+        if isinstance(given, str):
+            raise ParameterError(f"logits of {given[:40]!r}; it takes token ids, as tokenizer.encode gives them")
+        logits: Float32 = self._thread.logits(given)
         return logits
 
     def close(self) -> None:
@@ -201,7 +202,7 @@ class LLM:
         sink: Callable[[int], Sink],
     ) -> list[Request]:
         """A request for each prompt; its number decides its sink."""
-        listed, all_params = _pair(prompts, params)
+        listed, all_params = pair(prompts, params)
         requests = []
         for number, (prompt, one) in enumerate(zip(listed, all_params, strict=True)):
             try:
@@ -212,28 +213,26 @@ class LLM:
         return requests
 
     def _request(self, prompt: Prompt, params: SamplingParams, sink: Sink) -> Request:
-        self._check_process()
-        text = prompt if isinstance(prompt, str) else None
-        token_ids = self._token_ids(prompt)
+        self._thread.check_process()
+        given = text_or_ids(prompt)
+        text = given if isinstance(given, str) else None
+        token_ids = self._token_ids(given)
         seed = new_seed() if params.seed is None else params.seed
         request = Request(text, token_ids, params, seed, resolve(params), sink)
         if params.is_guided:
             negative = params.negative_prompt
-            request.negative_token_ids = token_ids[-1:] if negative is None else self._token_ids(negative)
+            request.negative_token_ids = token_ids[-1:] if negative is None else self._token_ids(text_or_ids(negative))
         self._engine.check(request)
         return request
 
-    def _token_ids(self, prompt: Prompt) -> list[int]:
-        token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+    def _token_ids(self, given: str | list[int]) -> list[int]:
+        """The tokens to begin from."""
+        token_ids = self.tokenizer.encode(given) if isinstance(given, str) else given
         if not token_ids:
             if not self.tokenizer.eos_token_ids:
                 raise ParameterError("the prompt is empty and the tokenizer has no end-of-text token to begin from")
             token_ids = [self.tokenizer.eos_token_ids[0]]
         return token_ids
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise EngineError("this LLM was created before a fork, its threads are not here: create it in the child")
 
 
 def _close_elsewhere(thread: EngineThread) -> None:
@@ -287,21 +286,6 @@ class Stream:
 
     def __del__(self) -> None:
         self.close()
-
-
-def _pair(
-    prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
-) -> tuple[list[Prompt], list[SamplingParams]]:
-    """The prompts as a list, and one SamplingParams for each."""
-    is_one = isinstance(prompts, str) or (len(prompts) > 0 and not isinstance(prompts[0], (str, Sequence)))
-    listed: list[Prompt] = [prompts] if is_one else list(prompts)  # type: ignore[list-item,arg-type]
-    if params is None or isinstance(params, SamplingParams):
-        return listed, [params or SamplingParams()] * len(listed)
-    if len(params) != len(listed):
-        raise ParameterError(
-            f"there are {len(listed)} prompts and {len(params)} SamplingParams; give one for each or one"
-        )
-    return listed, list(params)
 
 
 def _get(pieces: SimpleQueue[Any], tick: Callable[[], None] = lambda: None) -> Any:

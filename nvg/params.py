@@ -121,6 +121,9 @@ class SamplingParams:
                 _integer(name, getattr(self, name), 0)
         if self.on_full not in ON_FULL:
             raise ParameterError(f"on_full is {self.on_full!r}; it must be one of {', '.join(ON_FULL)}")
+        for name in ("stop", "stop_token_ids"):
+            if isinstance(value := getattr(self, name), bytes) or not isinstance(value, Sequence):
+                raise ParameterError(f"{name} is {value!r}; it must be a list")
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         for text in self.stop:
             if not isinstance(text, str) or not text:

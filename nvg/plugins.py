@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import os
 import re
+import reprlib
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -27,7 +28,7 @@ from typing import Any
 import pluggy
 
 from nvg import builtins, hookspecs
-from nvg.errors import ParameterError, PluginError, UnknownNameError
+from nvg.errors import ParameterError, PluginError, UnknownNameError, cause
 
 ENTRY_POINT_GROUP = "nvg"
 LOAD_VARIABLE = "NVG_LOAD_PLUGINS"
@@ -42,6 +43,7 @@ _KINDS = {
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_FILE_MODULE = "nvg_file_"
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>.*))?")
 
 # What running somebody's module may end in: a module that calls sys.exit() must not end the process.
@@ -71,10 +73,8 @@ class Entry:
 
     @property
     def location(self) -> str:
-        """Where the target is: "package.module:Name"."""
-        if isinstance(self.target, str):
-            return self.target
-        return f"{getattr(self.target, '__module__', '?')}:{getattr(self.target, '__qualname__', self.target)}"
+        """Where the target is, as `location` writes it."""
+        return self.target if isinstance(self.target, str) else location(self.target)
 
     @property
     def title(self) -> str:
@@ -321,12 +321,22 @@ def load_sampler(name: str) -> type:
     return target
 
 
+def location(target: Any) -> str:
+    """Where an object is: "package.module:Name", or "file.py:Name"; its repr where it does not say."""
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    if module is None or name is None:
+        return reprlib.repr(target)
+    if module.startswith(_FILE_MODULE):
+        module = getattr(sys.modules.get(module), "__file__", module)
+    return f"{module}:{name}"
+
+
 def _run_file(path: Path) -> ModuleType:
     """The file as a module; the same text at the same path is run once, so that its classes keep their identity."""
     try:
         source = path.read_bytes()
         digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:16]
-        name = f"nvg_file_{digest}_{path.stem}"
+        name = f"{_FILE_MODULE}{digest}_{path.stem}"
         if name not in sys.modules:
             module = ModuleType(name)
             module.__file__ = str(path)
@@ -378,12 +388,6 @@ def _origin(point: EntryPoint) -> str:
 
 def _not_loaded(name: str, origin: str, error: BaseException) -> str:
     return f"plugin {name!r} of {origin} is not loaded: {cause(error)}"
-
-
-def cause(error: BaseException) -> str:
-    """An exception in one line, with its type unless the error is nvg's own."""
-    text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
 
 
 _lock = threading.Lock()

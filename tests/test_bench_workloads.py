@@ -114,7 +114,7 @@ def test_the_table_of_a_workload(tiny_checkpoint, compiled_kernels):
     done = run_cli("bench", "-m", tiny_checkpoint, *asked)
     assert done.code == 0, done.stderr
     first, *rows = done.stdout.splitlines()
-    assert first.startswith(f"{tiny_checkpoint}, float32, 1 thread, trace: 5 requests, ")
+    assert first.startswith(f"{tiny_checkpoint}, float32, KV float32, 1 thread, trace: 5 requests, ")
     assert first.endswith("up to 64 at once, sampled through greedy")
     assert [row.split("  ")[0] for row in rows][:5] == [
         "output, tok/s",

@@ -97,6 +97,24 @@ def test_load_measures_every_way_and_keeps_nothing(run, tmp_path):
     assert not [file for file in packed_files.packed_files() if file.model == str(directory)]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("load.py", "--model", "nope"), "argument --model: no model 'nope': it is neither a built-in model (tales)"),
+        (("soak.py", "--model", "nope"), "argument --model: no model 'nope'"),
+        (("dummy.py", "gpt2", "file/x"), "error: file/x: Not a directory"),
+        (("readme_table.py", "--no-such"), "unrecognized arguments: --no-such"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_told_without_a_traceback(arguments, message, run, tmp_path):
+    (tmp_path / "file").touch()
+    process, _ = run(*arguments)
+    assert process.returncode == 2
+    assert process.stderr.startswith("usage: ")
+    assert message in process.stderr
+
+
 def test_load_says_that_a_model_is_too_small(run):
     process, _ = run("load.py", "--model", str(TALES), "--dtype", "int8", "--repetitions", "1", "--new-tokens", "3")
     assert process.returncode == 1

@@ -51,7 +51,7 @@ def test_json_has_every_promised_number(batch, sampler, tiny_checkpoint, compile
     assert (result["prompt_tokens"], result["new_tokens"], result["context"]) == (20, 3, 5)
     assert (result["batch"], result["repetitions"], result["model"]) == (batch, 2, str(tiny_checkpoint))
     assert result["sampler"] == list(sampler[1:2])
-    assert result["dtype"] == "float32"
+    assert result["dtype"] == result["kv_dtype"] == "float32"
     assert result["threads"] >= 1
     assert {"cpu", "features", "versions", "kv_bytes_per_token", "weight_bytes", "peak_instruction"} <= result.keys()
     assert result["versions"].keys() >= {"nvg", "python", "numba", "llvmlite", "numpy"}
@@ -65,7 +65,7 @@ def test_the_table_has_every_row(tiny_checkpoint, compiled_kernels, small_buffer
     done = run_cli("bench", "-m", tiny_checkpoint, *SMALL, "--threads", 1)
     assert done.code == 0, done.stderr
     first, second, head, *rows = done.stdout.splitlines()
-    assert first == f"{tiny_checkpoint}, float32, 1 thread, batch 1, nothing sampled"
+    assert first == f"{tiny_checkpoint}, float32, KV float32, 1 thread, batch 1, nothing sampled"
     assert second == "prompts of 20 tokens, 3 decode steps after 5, 2 repetitions"
     assert head.split() == ["median", "least", "greatest"]
     assert [len(row.rsplit("  ", 3)) for row in rows[:6]] == [4] * 6
@@ -117,8 +117,9 @@ def test_errors_come_before_the_work(arguments, code, error, monkeypatch):
     assert error in done.error
 
 
-def test_a_batch_that_the_memory_cannot_hold_is_refused(tiny_checkpoint, compiled_kernels, monkeypatch):
+def test_a_batch_that_the_memory_cannot_hold_is_refused_before_it_is_loaded(tiny_checkpoint, monkeypatch):
     monkeypatch.setattr("nvg.engine.sizing.available_memory", lambda: 2**20)
+    monkeypatch.setattr(measure, "load_engine", None)
     done = run_cli("bench", "-m", tiny_checkpoint, "--prompt-tokens", 64, "--new-tokens", 9, "--batch", 400)
     assert (done.code, done.stdout) == (2, "")
     expected = r"--batch is 400; as many sequences of 64 tokens need 800 blocks; free memory holds \d+: lower the batch"

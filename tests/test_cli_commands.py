@@ -8,10 +8,13 @@ import sys
 
 import click
 import pytest
-from cli_runner import run_cli
+from cli_runner import finish, run_cli, start_cli
 
 import nvg.plugins
 from nvg import cli
+from nvg.model import runner
+from nvg.params import DTYPES, KV_DTYPES
+from nvg.runtime.compile_cache import CompileStep
 
 LIGHT = """
 import sys
@@ -171,6 +174,57 @@ def test_env_and_warmup(compiled_kernels):
     assert all(line.startswith(name) for name, line in zip(facts, text.splitlines(), strict=True))
     done = run_cli("warmup")
     assert done == (0, facts["compile cache"] + "\n", "nvg: all kernels are compiled already\n")
+
+
+def test_env_makes_no_directory(compiled_kernels, monkeypatch, tmp_path):
+    from nvg.runtime.kernel_store import KernelStore
+
+    monkeypatch.setenv("NVG_CACHE_DIR", str(tmp_path / "cache"))
+    fresh = KernelStore()
+    for module in ("kernel_store", "compile_cache"):
+        monkeypatch.setattr(f"nvg.runtime.{module}.store", fresh)
+    facts = json.loads(run_cli("env", "--format", "json").stdout)
+    assert facts["compile cache"].startswith(str(tmp_path / "cache"))
+    assert facts["compiled size"] == "0.0 MB"
+    assert not (tmp_path / "cache").exists()
+
+
+def test_env_counts_the_kernels_that_are_asked_for(compiled_kernels, monkeypatch):
+    asked = []
+    compile_steps = runner.compile_steps
+    monkeypatch.setattr(runner, "compile_steps", lambda *dtypes: asked.append(dtypes) or compile_steps())
+    run_cli("env", "--dtype", "int4", "--kv-dtype", "int8")
+    assert asked == [("int4", "int8")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), [("float32", None)]),
+        (("--dtype", "int8", "--dtype", "int4"), [("int8", None), ("int4", None)]),
+        (("--kv-dtype", "int8"), [("float32", "int8")]),
+        (("--dtype", "all"), [(dtype, kv_dtype) for dtype in DTYPES for kv_dtype in KV_DTYPES]),
+        (("--dtype", "all", "--kv-dtype", "int8"), [(dtype, "int8") for dtype in DTYPES]),
+        (("--dtype", "int4", "--kv-dtype", "all"), [("int4", kv_dtype) for kv_dtype in KV_DTYPES]),
+    ],
+    ids=str,
+)
+def test_what_warmup_compiles(arguments, expected, monkeypatch, compiled_kernels):
+    compiled = []
+
+    def compile_steps(*dtypes):
+        return [CompileStep(str(dtypes), lambda: False, lambda: compiled.append(dtypes))]
+
+    monkeypatch.setattr(runner, "compile_steps", compile_steps)
+    assert run_cli("warmup", *arguments).code == 0
+    assert compiled[: len(expected)] == expected
+
+
+def test_warmup_fails_where_nothing_can_be_kept(tmp_path):
+    (tmp_path / "file").touch()
+    done = finish(start_cli("warmup", "--dtype", "all", env={"NVG_CACHE_DIR": str(tmp_path / "file")}))
+    assert (done.code, done.stdout) == (1, "")
+    assert done.error.startswith("compiled kernels can't be kept: the compile cache can't be used ([Errno 20]")
 
 
 EXTRA = """

@@ -39,7 +39,6 @@ USAGE = {
     "--kv-memory=1K": "--kv-memory is 1000; it must be at least a block's bytes, ",
     "--kv-memory=0.5Mi": "the request needs 66 KV entries, the pool holds 32: raise --kv-memory or lower --max-tokens",
     "--on-full=jump": "'--on-full': 'jump' is not one of 'stop', 'error', 'slide'",
-    "-n1000": "-n is 1000; at most 512 sequences run at once",
     "--threads=0": "--threads is 0; it must be an integer from 1 to 256",
     "--guidance-scale=-1": "--guidance-scale is -1.0; it must be a number from 0 to 1000 (1 means off)",
     "--negative-prompt=sad": "--negative-prompt needs --guidance-scale as well, 1.5 for example (1 means off)",
@@ -66,6 +65,20 @@ def test_usage(argument):
     done = run_cli("generate", PROMPT, argument)
     assert USAGE[argument] in done.error
     assert done[:2] == (2, "")
+
+
+@pytest.mark.parametrize("number", [10**3, 10**6, 10**30])
+def test_too_many_choices_are_refused_before_anything_is_loaded(number, monkeypatch):
+    monkeypatch.setattr("nvg.cli.generate._load", None)
+    done = run_cli("generate", PROMPT, "-n", number)
+    assert (done.code, done.error) == (2, f"-n is {number}; it must be an integer from 1 to 512")
+
+
+def test_what_is_set_twice_is_refused():
+    done = run_cli("generate", PROMPT, "--top-k", 3, "-o", "topk.k=5")
+    assert (done.code, done.stdout) == (2, "")
+    assert done.error == "--top-k and the option 'topk.k=5' set the same, topk.k; give one of them"
+    assert run_cli("generate", PROMPT, "--top-k", 3, "-o", "k=3").code == 2
 
 
 def test_flags_that_the_given_chain_has_no_stage_for():
@@ -175,6 +188,35 @@ def test_no_such_model(tmp_path):
     assert "AutoModelForCausalLM.from_pretrained" in run_cli("tokenize", PROMPT, "-m", "nosuch").error
 
 
+@pytest.mark.parametrize("command", ["generate", "tokenize", "perplexity", "bench", "env"])
+def test_a_model_without_a_name_is_a_usage_error(command):
+    done = run_cli(command, *([PROMPT] if command in ("generate", "tokenize", "perplexity") else []), "-m", "")
+    assert (done.code, done.error) == (2, "--model is ''; it must be a model's name or the path of its directory")
+
+
+@pytest.mark.parametrize("what", [".", "config.json"])
+def test_a_model_that_cannot_be_read(what, tmp_path, monkeypatch):
+    """As it is in a directory of another user; root could read it."""
+    directory, stat = write_checkpoint(tmp_path / "closed"), os.stat
+
+    def closed(path, *arguments, **options):
+        if isinstance(path, os.PathLike) and path == directory / what:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", closed)
+    done = run_cli("tokenize", PROMPT, "-m", directory)
+    assert (done.code, done.error) == (4, f"the model {str(directory)!r} can't be read: Permission denied")
+
+
+@pytest.mark.parametrize("arguments", [("generate", PROMPT), ("models",), ("env",)], ids=str)
+def test_a_size_of_the_cache_that_is_none(arguments, monkeypatch):
+    monkeypatch.setenv("NVG_PACKED_CACHE_GB", "1_0")
+    done = run_cli(*arguments)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.error.startswith("NVG_PACKED_CACHE_GB is '1_0'; it must be a number of GB from 0 to 1000000, as 2.5 (0")
+
+
 def test_a_plugin_list_with_a_name_that_is_not_installed(monkeypatch):
     monkeypatch.setenv("NVG_LOAD_PLUGINS", "nvg-nosuch")
     monkeypatch.setattr(nvg.plugins, "_registry", None)
@@ -197,6 +239,7 @@ def _raise(error):
         (ModelNotFoundError("no"), 4, "no"),
         (CheckpointError("bad"), 4, "bad"),
         (RuntimeError("odd"), 1, "RuntimeError: odd (NVG_DEBUG=1 shows where)"),
+        (AssertionError(), 1, "AssertionError (NVG_DEBUG=1 shows where)"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x y"), 1, "'x y': No such file"),
         (MemoryError("Unable to allocate 9 TiB"), 1, "there is not enough memory: Unable to allocate 9 TiB"),
         (SystemExit(3), 3, None),

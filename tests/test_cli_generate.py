@@ -73,6 +73,10 @@ def test_without_a_prompt_there_is_a_default(expected, greedy):
     assert greedy() == (0, expected[PROMPT].text + "\n", f"nvg: no prompt given; continuing {PROMPT!r}\n")
 
 
+def test_an_error_comes_before_the_default_prompt():
+    assert run_cli("generate", "--sampler", "nosuch").error.startswith("no sampler is called 'nosuch'")
+
+
 def test_a_prompt_wins_over_stdin(expected, greedy):
     assert greedy(PROMPT, stdin=b"The king").stdout == expected[PROMPT].text + "\n"
 
@@ -272,6 +276,18 @@ def test_a_sampler_in_a_file(tmp_path, tiny_checkpoint):
     with LLM(str(tiny_checkpoint)) as llm:
         row = llm.logits(llm.tokenizer.encode(PROMPT))[-1]
     assert done == (0, llm.tokenizer.decode([int(row.argsort()[-2])]) + "\n", "")
+
+
+def test_messages_about_a_file_name_it(tmp_path):
+    path = tmp_path / "odd.py"
+    path.write_text("three = 3\n\n\nclass Plain:\n    def apply(self, logits, token_ids, state): ...\n")
+    done = run_cli("generate", "hi", "--sampler", f"{path}:three")
+    assert (done.code, done.error) == (1, f"sampler 'three' of {path} is no sampler: 3 has no method apply()")
+    done = run_cli("generate", "hi", "--sampler", f"{path}:Plain")
+    assert (done.code, done.error) == (
+        1,
+        f"{path}:Plain is no sampler: it is not a dataclass; write @dataclass(frozen=True) above the class",
+    )
 
 
 def test_a_sampler_that_breaks_ends_the_request_with_the_text_so_far(tmp_path, tiny_checkpoint):

@@ -10,6 +10,7 @@ from checkpoints import TALES, write_checkpoint
 from cli_runner import run_cli
 
 from nvg.model import packed_files
+from nvg.runtime.caches import replacing
 
 
 @pytest.fixture
@@ -24,8 +25,8 @@ def packed(tmp_path, monkeypatch):
     def keep(directory, dtype="float32", size=1_000_000):
         real = os.path.realpath(directory)
         path = packed_files.packed_directory() / packed_files.file_name(real, dtype, f"{len(kept):016x}")
-        assert packed_files.make_room(size)
-        with packed_files.replacing(path) as file:
+        packed_files.make_room(size)
+        with replacing(path) as file:
             file.write(packed_files.header_bytes({"model": real, "dtype": dtype}, size) + bytes(size))
         os.utime(path, (1.7e9 + 60 * len(kept),) * 2)
         kept.append(path)

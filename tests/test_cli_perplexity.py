@@ -1,5 +1,7 @@
 """`nvg perplexity`: exact against the naive reference, and one-line errors."""
 
+import errno
+import io
 import json
 import math
 
@@ -58,6 +60,12 @@ def test_it_is_what_the_formula_says(context, stride, tiny_checkpoint, compiled_
     assert (result["model"], result["file"]) == (str(tiny_checkpoint), str(path))
 
 
+def test_json_tells_the_precisions(tiny_checkpoint, compiled_kernels):
+    done = run_cli("perplexity", "-", "-m", tiny_checkpoint, "--format", "json", stdin=b"some text")
+    record = json.loads(done.stdout)
+    assert (record["dtype"], record["kv_dtype"]) == ("float32", "float32")
+
+
 def test_stdin_and_the_table(tiny_checkpoint, compiled_kernels):
     done = run_cli("perplexity", "-", "-m", tiny_checkpoint, "--max-tokens", 70, stdin=TEXT.encode())
     assert (done.code, done.stderr) == (0, "")
@@ -87,6 +95,18 @@ def test_texts_that_cannot_be_measured(stdin, error, tiny_checkpoint, compiled_k
     path = tmp_path / "text"
     path.write_bytes(stdin)
     assert run_cli("perplexity", path, "-m", tiny_checkpoint).error == error.replace("stdin", repr(str(path)), 1)
+
+
+def test_a_file_that_cannot_be_read_to_its_end(monkeypatch, tmp_path):
+    def broken(path, mode):
+        monkeypatch.undo()
+        opened = io.BytesIO()
+        opened.read = lambda: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error"))
+        return opened
+
+    monkeypatch.setattr("nvg.cli.perplexity.open", broken, raising=False)
+    done = run_cli("perplexity", tmp_path)
+    assert (done.code, done.error) == (1, f"{str(tmp_path)!r} can't be read: Input/output error")
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 
@@ -52,6 +54,23 @@ class TestCtrlC:
         assert done.stdout.endswith("\n")
         assert seconds < 5, "far below what the rest would have taken"
 
+    @pytest.mark.parametrize("module", ["contextlib", "click"])
+    def test_while_it_is_imported(self, module):
+        """It ends without a word: there is nothing that could be said yet."""
+        code = """
+        import builtins, os, signal, sys
+        from nvg.__main__ import main
+        def interrupt(name, *arguments, original=builtins.__import__, **options):
+            if name == sys.argv[1]:
+                os.kill(os.getpid(), signal.SIGINT)
+            return original(name, *arguments, **options)
+        builtins.__import__ = interrupt
+        main()
+        """
+        command = [sys.executable, "-c", textwrap.dedent(code), module]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
     def test_while_it_compiles(self, tmp_path):
         process = start_cli(*LONG, env={"NVG_CACHE_DIR": str(tmp_path)})
         assert process.stderr.readline() == b"nvg: compiling kernels for this machine, once (about 20 s) ...\n"
@@ -73,10 +92,10 @@ class TestCtrlC:
 
 
 def test_a_damaged_cache_is_one_warning_and_the_right_text(tmp_path):
-    from nvg.runtime.compile_cache import cache_directory
+    from nvg.runtime.kernel_store import store
 
-    kept = tmp_path / "kernels" / cache_directory().name
-    shutil.copytree(cache_directory(), kept)
+    kept = tmp_path / "kernels" / store.directory.name
+    shutil.copytree(store.directory, kept)
     for damaged in kept.glob("*publish*.bin"):  # more than one where CPUs share the directory
         good = damaged.read_bytes()
         damaged.write_bytes(good[:100] + b"garbage" + good[107:])

@@ -45,3 +45,13 @@ def test_a_terminal_gets_no_line_that_is_too_long(columns, width, capsys, monkey
     prose = [line[6:-6] if line.endswith(("here", "FROM")) else line[6:] for line in lines[1:-1]]
     assert " ".join(part.strip() for part in prose) == ROWS[1][1]
     assert lines[1].endswith("here")
+
+
+def test_where_one_column_is_not_enough_the_widest_others_are_wrapped(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((60, 24)))
+    options = ", ".join(f"option{number}=0.5" for number in range(6))
+    print_table([("name", options, "What it does, in some more words than there is room for"), ("b", "", "x")], prose=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "".join(line[6:36] for line in lines).replace(" ", "") == options.replace(" ", "")

@@ -198,15 +198,48 @@ class Renumbers:
         token_ids[:] = 999
 
 
-@pytest.mark.parametrize("sampler", [Exits(), ExitsAtStart(), Renumbers()], ids=lambda s: type(s).__name__)
-def test_a_sampler_that_exits_or_tampers_ends_its_request_alone(sampler):
+class LeavesNan:
+    def apply(self, logits, token_ids, state):
+        logits[0] = np.nan
+
+
+class RemovesAll:
+    def apply(self, logits, token_ids, state):
+        logits[:] = -np.inf
+
+
+class ReturnsLogits:
+    def apply(self, logits, token_ids, state):
+        return logits * 2
+
+
+class SaysNothing:
+    def apply(self, logits, token_ids, state):
+        raise MemoryError
+
+
+FAULTS = {
+    Exits: "raised SystemExit: 7, at output token 0",
+    ExitsAtStart: "raised in start SystemExit",
+    Renumbers: "raised ValueError: ",
+    LeavesNan: "left NaN for 1 of 7 candidates, at output token 0",
+    RemovesAll: "removed every candidate, at output token 0",
+    ReturnsLogits: "returned a ndarray; apply edits logits in place and returns None, at output token 0",
+    SaysNothing: "raised MemoryError, at output token 0",
+}
+
+
+@pytest.mark.parametrize("sampler", FAULTS, ids=lambda sampler: sampler.__name__)
+def test_a_sampler_that_fails_or_gives_rubbish_ends_its_request_alone(sampler):
     engine = make_engine()
-    faulty, _ = add(engine, "a", sampler=[sampler])
+    faulty, _ = add(engine, "a", sampler=[sampler()])
     good, _ = add(engine, "a", max_tokens=6, temperature=0)
     run(engine)
     assert faulty.sequences[0].choice().finish_reason == "error"
-    assert type(sampler).__name__ in faulty.sequences[0].choice().error
+    assert f"sampler {sampler.__name__!r}" in faulty.sequences[0].choice().error
+    assert FAULTS[sampler] in faulty.sequences[0].choice().error
     assert texts(good) == ["bcdefa"]
+    assert engine.pool.num_free == engine.pool.num_blocks
 
 
 def test_a_model_that_gives_nan_ends_the_request_not_the_engine():

@@ -42,6 +42,10 @@ def tokens(request):
     return [sequence.choice().token_ids for sequence in request.sequences]
 
 
+def tokens_so_far(request):
+    return request.sequences[0].output_token_ids.tolist()
+
+
 def step_tokens(engine):
     """How many tokens each of the last step's sequences had."""
     return np.diff(engine.runner.batches[-1].query_offsets).tolist()
@@ -65,6 +69,20 @@ def test_the_newest_is_preempted_when_the_pool_is_full():
     assert tokens(new) == alone([3, 2, 1], max_tokens=14)
     assert engine.stats.preemptions == 1
     assert engine.stats.cached_tokens, "of what it had computed, some was still there"
+    assert engine.pool.num_free == 6
+
+
+def test_a_preempted_request_can_be_aborted():
+    engine = make_engine(num_blocks=6)
+    old, new = add(engine, [1, 2, 3], max_tokens=18), add(engine, [3, 2, 1], max_tokens=14)
+    while not engine.stats.preemptions:
+        engine.step()
+    had = tokens_so_far(new)
+    assert had, "it had begun"
+    engine.abort(new)
+    assert (new.sequences[0].choice().finish_reason, tokens(new)) == ("aborted", [had])
+    run(engine)
+    assert tokens(old) == alone([1, 2, 3], max_tokens=18)
     assert engine.pool.num_free == 6
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from checkpoints import TALES
 
-from nvg.errors import ModelNotFoundError
+from nvg.errors import ModelNotFoundError, ParameterError
 from nvg.hub import BUILT_IN, resolve_model
 
 
@@ -47,7 +47,13 @@ def test_home(tmp_path, monkeypatch):
     assert resolve_model("~") == tmp_path
 
 
-@pytest.mark.parametrize("name", ["gpt2", "no/such/dir", "", "a\nb", "a\0b", "\udc80", "x" * 5000])
+def test_what_is_no_name():
+    with pytest.raises(ParameterError, match=r"^model is ''; it must be a model's name or the path"):
+        resolve_model("")
+    assert refusal("x" * 5000).endswith("x' can't be read: File name too long")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "no/such/dir", "a\nb", "a\0b", "\udc80"])
 def test_nothing_there(name):
     message = refusal(name)
     assert f"no model {name!r}: it is neither a built-in model (tales) nor the path of a directory" in message

@@ -143,7 +143,7 @@ def test_bad_input_names_the_prompt_and_does_no_work(llm):
     [
         {"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"min_p": 2},
         {"max_tokens": -1}, {"n": 0}, {"seed": -1}, {"seed": 2**64}, {"stop": ""}, {"logprobs": -1}, {"top_k": True},
-        {"min_tokens": 1.5}, {"stop_token_ids": [-3]},
+        {"min_tokens": 1.5}, {"stop_token_ids": [-3]}, {"stop": 5}, {"stop": None}, {"stop_token_ids": 5},
     ],
     ids=str,
 )  # fmt: skip
@@ -163,6 +163,13 @@ def test_impossible_parameters_are_refused(bad):
 def test_impossible_engine_options_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         EngineConfig(**bad)
+
+
+def test_huge_numbers_cost_nothing(tiny_checkpoint, llm):
+    with LLM(str(tiny_checkpoint), max_num_seqs=10**6, kv_memory=10**6) as wide:
+        assert wide._engine.runner.max_logits_rows == wide._engine.max_num_seqs == EngineConfig.max_num_batched_tokens
+    with pytest.raises(ParameterError, match=r"^n is 1000000; at most \d+ sequences run at once"):
+        llm.generate("a", SamplingParams(n=10**6))
 
 
 def test_an_unknown_option_is_named():
@@ -309,6 +316,40 @@ def test_a_fault_in_the_runner_ends_requests_with_its_message():
     assert "on fire" in output.error
     with pytest.raises(EngineError, match="on fire"):
         llm.generate("a")
+    llm.close()
+
+
+def test_a_fault_in_the_runner_leaves_nobody_waiting():
+    llm = from_components()
+    runner = llm._engine.runner
+    runner.hold.clear()
+    streams = [llm.stream("a", ENDLESS) for _ in range(9)]  # more than run at once
+    assert runner.runs.wait(10)
+    failed = []
+
+    def logits():
+        with pytest.raises((EngineError, ZeroDivisionError)) as error:
+            llm.logits([1, 2])
+        failed.append(str(error.value))
+
+    thread = threading.Thread(target=logits)
+    thread.start()
+    while not llm._thread._commands.qsize():
+        time.sleep(0.001)
+
+    def broken(batch):
+        raise ZeroDivisionError
+
+    runner.execute = broken
+    runner.hold.set()
+    ends = [list(stream)[-1] for stream in streams]
+    assert {end.finish_reason for end in ends} == {"error"}
+    assert {end.error for end in ends} == {"the engine stopped: ZeroDivisionError"}
+    thread.join(10)
+    assert failed
+    for call in (llm.generate, llm.stream):
+        with pytest.raises(EngineError, match="the engine stopped earlier: ZeroDivisionError"):
+            call("a")
     llm.close()
 
 
@@ -495,19 +536,29 @@ def test_after_a_fork_the_child_is_told_to_make_its_own():
         warnings.simplefilter("ignore")  # Python's own warning about threads
         llm = nvg.LLM()
         llm.generate("The", nvg.SamplingParams(max_tokens=1))
+        own = nvg.LLM()
+        own.engine.add_request("The")
+        own.engine.step()
         if os.fork() == 0:
-            try:
-                llm.generate("The")
-            except nvg.errors.EngineError as error:
-                print(error, flush=True)
+            calls = (llm.generate, llm.stream, own.engine.add_request, lambda _: llm.logits([1]))
+            for call in (*calls, lambda _: own.engine.step(), lambda _: own.engine.abort(0)):
+                try:
+                    call("The")
+                except nvg.errors.EngineError as error:
+                    print(error, flush=True)
             llm.close()
-            print("closed", flush=True)
+            own.close()
+            with nvg.LLM() as new:
+                output = new.generate("The", nvg.SamplingParams(max_tokens=3, ignore_eos=True))[0]
+                print(len(output.token_ids), flush=True)
             os._exit(0)
         os.wait()
         """
     )
-    assert "created before a fork" in done.stdout, done.stderr
-    assert done.stdout.endswith("closed\n")
+    *errors, last = done.stdout.splitlines()
+    assert len(errors) == 6, done.stderr
+    assert all("before a fork" in error for error in errors)
+    assert last == "3", "one that it makes itself works"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

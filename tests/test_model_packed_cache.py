@@ -2,13 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
 import subprocess
 import sys
 import textwrap
-import time
 
 import numpy as np
 import pytest
@@ -21,7 +21,8 @@ from nvg.model.contract import Batch
 from nvg.model.packed_files import make_room
 from nvg.model.runner import GPT2Runner
 from nvg.params import DTYPES, EngineConfig
-from nvg.runtime import compile_cache
+from nvg.runtime.caches import replacing
+from nvg.runtime.kernel_store import store
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels")
 IDS = list(range(3, 40))
@@ -33,7 +34,7 @@ def cache(tmp_path, monkeypatch):
     """The directory of packed weights, not yet there; even tiny models are kept."""
     root = tmp_path / "cache"
     root.mkdir()
-    (root / "kernels").symlink_to(compile_cache.cache_directory().parent)  # for processes that are started
+    (root / "kernels").symlink_to(store.directory.parent)  # for processes that are started
     monkeypatch.setenv("NVG_CACHE_DIR", str(root))
     monkeypatch.delenv("NVG_PACKED_CACHE_GB")
     monkeypatch.setattr(packed_cache, "SMALLEST_BYTES", 0)
@@ -45,11 +46,11 @@ def model(tmp_path):
     return write_checkpoint(tmp_path / "model")
 
 
-def load(directory, dtype="float32", threads=2):
+def load(directory, dtype="float32", threads=2, report=None):
     """(whether it came from the cache, logits of IDS); the model is closed."""
     with Checkpoint(directory) as checkpoint:
         config = EngineConfig(threads=threads, dtype=dtype)
-        runner = GPT2Runner.from_checkpoint(checkpoint.config, checkpoint, config)
+        runner = GPT2Runner.from_checkpoint(checkpoint.config, checkpoint, config, report)
     try:
         runner.allocate_kv(2, 32)
         length, int32 = len(IDS), np.int32
@@ -256,14 +257,28 @@ def test_what_belongs_to_another_user_is_neither_read_nor_written(cache, model):
     assert list(cache.iterdir()) == []
 
 
-def test_a_directory_in_its_place_is_left_alone(cache, model):
+def test_a_directory_in_its_place_is_left_alone_and_told(cache, model):
     load(model)
     path = only_file(cache)
     path.unlink()
     path.mkdir()
-    assert not load(model)[0]
-    assert not load(model)[0]
+    for _ in range(2):
+        lines = []
+        assert not load(model, report=lines.append)[0]
+        (line,) = lines
+        assert line.startswith("the packed weights are not kept: ")
+        assert str(path) in line
     assert only_file(cache).is_dir()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_named_pipe_in_its_place_is_not_waited_for_and_replaced(cache, model):
+    load(model)
+    path = only_file(cache)
+    path.unlink()
+    os.mkfifo(path)
+    assert not load(model)[0]
+    assert load(model)[0]
 
 
 def test_without_a_place_for_the_cache_all_else_works(cache, model):
@@ -296,12 +311,22 @@ def test_a_disk_that_is_full_leaves_nothing(cache, model):
 
 
 def test_a_disk_that_would_be_nearly_full_is_spared(cache, model, monkeypatch):
+    lines = []
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 200_000))
-        load(model)
+        load(model, report=lines.append)
         assert list(cache.iterdir()) == []
+    assert lines == [
+        f"the packed weights are not kept: they have 0.00 GB, and the disk of {cache} has no more than 0.00 GB free: "
+        "half of it stays free. Set NVG_PACKED_CACHE_GB to 0 to keep none"
+    ]
     load(model)
     assert load(model)[0]
+
+
+def only_file_of(cache, name):
+    (path,) = (path for path in cache.iterdir() if path.name.startswith(f"{name}."))
+    return path
 
 
 def in_gigabytes(num_bytes):
@@ -330,9 +355,26 @@ def test_what_is_larger_than_the_cap_is_not_kept_and_costs_nobody_a_place(cache,
     size = only_file(cache).stat().st_size
     monkeypatch.setenv("NVG_PACKED_CACHE_GB", in_gigabytes(1.5 * size))
     large = write_checkpoint(tmp_path / "large", n_embd=128)
-    assert not load(large)[0]
-    assert not load(large)[0]
+    for _ in range(2):
+        lines = []
+        assert not load(large, report=lines.append)[0]
+        (line,) = lines
+        assert re.fullmatch(
+            r"the packed weights are not kept: they have 0\.00 GB, NVG_PACKED_CACHE_GB allows 0\.000\d+: raise it, or "
+            "set it to 0 to keep none",
+            line,
+        )
     assert load(model)[0]
+
+
+def test_a_cap_that_was_lowered_acts_when_a_model_is_closed(cache, model, tmp_path, monkeypatch):
+    other = write_checkpoint(tmp_path / "other")
+    load(other)
+    load(model)
+    size = only_file_of(cache, "model").stat().st_size
+    monkeypatch.setenv("NVG_PACKED_CACHE_GB", in_gigabytes(1.5 * size))
+    assert load(model)[0]
+    assert only_file(cache) == only_file_of(cache, "model")
 
 
 def test_a_cap_of_0_reads_and_writes_nothing(cache, model, monkeypatch):
@@ -343,11 +385,22 @@ def test_a_cap_of_0_reads_and_writes_nothing(cache, model, monkeypatch):
     only_file(cache)
 
 
-@pytest.mark.parametrize("value", ["ten", "-1", "nan", "inf", "1e400"])
+@pytest.mark.parametrize(
+    "value", ["ten", "-1", "nan", "inf", "1e400", "1_0", "10GB", "1000001", "\N{DEVANAGARI DIGIT ONE}"]
+)
 def test_a_cap_that_is_no_number_is_refused(cache, model, monkeypatch, value):
     monkeypatch.setenv("NVG_PACKED_CACHE_GB", value)
-    with pytest.raises(ParameterError, match=r"^NVG_PACKED_CACHE_GB is '.*'; it must be a number of GB >= 0"):
+    message = rf"^NVG_PACKED_CACHE_GB is '{value}'; it must be a number of GB from 0 to 1000000, as 2\.5 "
+    with pytest.raises(ParameterError, match=message):
         load(model)
+
+
+@pytest.mark.parametrize(
+    ("value", "num_bytes"), [("", 10**10), (" 2.5 ", 2_500_000_000), (".5", 500_000_000), ("0", 0)]
+)
+def test_the_cap(value, num_bytes, monkeypatch):
+    monkeypatch.setenv("NVG_PACKED_CACHE_GB", value)
+    assert packed_files.cap_bytes() == num_bytes
 
 
 def test_small_models_are_not_kept(cache, model, monkeypatch):
@@ -370,17 +423,17 @@ def test_weights_that_are_not_finite_are_refused_and_not_kept(cache, model):
 def test_what_nobody_will_use_is_removed_when_something_is_written(cache, model, tmp_path):
     load(model)
     path = only_file(cache)
-    abandoned, current = (path.with_name(f"{path.name}.{number}.7.tmp") for number in (1, 2))
+    abandoned = path.with_name(f"{path.name}.1.7.tmp")
     abandoned.write_bytes(b"x")
-    current.write_bytes(b"x")
-    os.utime(abandoned, (time.time() - 4000, time.time() - 4000))
     note = cache / "note.txt"
     note.write_text("not nvg's")
     gone = write_checkpoint(tmp_path / "gone")
     load(gone)
     shutil.rmtree(gone)
-    assert make_room(100)
-    assert set(cache.iterdir()) == {path, current, note}
+    with replacing(path.with_name(f"new.int4.{16 * '0'}.packed")):
+        make_room(100)
+        (current,) = cache.glob("*.tmp")
+        assert set(cache.iterdir()) == {path, current, note}
 
 
 PROGRAM = """
@@ -452,6 +505,7 @@ def test_a_writer_that_is_killed_leaves_nothing_that_is_taken(cache, model):
     assert [file.is_finished for file in packed_files.packed_files()] == [False]
     assert not load(model)[0]
     assert load(model)[0]
+    assert not only_file(cache).name.endswith(".tmp"), "what was left is removed"
 
 
 def test_much_is_announced(cache, model, monkeypatch):

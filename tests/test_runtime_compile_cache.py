@@ -1,6 +1,7 @@
 """The compile cache: what it holds, and what happens when it is damaged, unwritable, or used by two at once."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,11 +11,14 @@ import warnings
 import pytest
 
 from nvg.runtime import compile_cache
+from nvg.runtime.caches import cache_root
 from nvg.runtime.compile_cache import CompileStep, prepare
+from nvg.runtime.kernel_store import store
 
 SMALL = """
 import sys, warnings
 from nvg.runtime import compile_cache
+from nvg.runtime.caches import cache_root
 from numba.core import types
 
 @compile_cache.njit(cached=True)
@@ -40,6 +44,20 @@ def run(directory, code=SMALL):
     done = subprocess.run([sys.executable, str(path)], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    """A cache that has all that SMALL needs; not to be changed."""
+    cache = tmp_path_factory.mktemp("complete") / "cache"
+    assert run(cache) == ["missing", "3 []"]
+    return cache
+
+
+@pytest.fixture
+def filled(complete, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(complete, tmp_path / "cache")
 
 
 def test_the_second_process_compiles_nothing_and_says_nothing(tmp_path):
@@ -82,6 +100,90 @@ def test_a_cache_that_can_not_be_made_costs_one_warning(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX permissions")
+def test_a_cache_that_is_complete_is_used_and_left_as_it_is(filled):
+    keyed = next((filled / "kernels").iterdir())
+    before = sorted(keyed.iterdir())
+    for directory in (keyed, keyed.parent, filled):
+        directory.chmod(0o555)
+    try:
+        assert run(filled) == ["cached", "0 []"]
+        assert [stat.S_IMODE(directory.stat().st_mode) for directory in (keyed, keyed.parent, filled)] == [0o555] * 3
+        assert sorted(keyed.iterdir()) == before
+    finally:
+        for directory in (filled, keyed.parent, keyed):
+            directory.chmod(0o700)
+
+
+READ_ONLY = """
+import errno, os
+def refuse(*arguments, **options):
+    raise OSError(errno.EROFS, "Read-only file system")
+def open_to_read(path, flags, *arguments, open_it=os.open):
+    return refuse() if flags & (os.O_WRONLY | os.O_RDWR) else open_it(path, flags, *arguments)
+def open_mode(path, mode="r", *arguments, open_it=open, **options):
+    return refuse() if set(mode) & set("wa+") else open_it(path, mode, *arguments, **options)
+import builtins
+def read_only():
+    os.open, os.chmod, builtins.open = open_to_read, refuse, open_mode
+"""
+
+
+def on_a_read_only_file_system(code):
+    return READ_ONLY + textwrap.dedent(code).replace("lines = []", "lines = []\nread_only()")
+
+
+def test_on_a_read_only_file_system_what_is_there_is_used(filled):
+    assert run(filled, on_a_read_only_file_system(SMALL)) == ["cached", "0 []"]
+    first, second = run(
+        filled,
+        on_a_read_only_file_system(SMALL).replace("add_one", "add_two").replace("x + 1", "x + 2").replace("42", "43"),
+    )
+    assert first == "missing"
+    assert second.count("the compile cache can't be written ([Errno 30] Read-only file system)") == 1
+
+
+REQUIRED = (
+    SMALL[: SMALL.index("with warnings")]
+    + """
+step = compile_cache.function_step(add_one, (types.int64,))
+with compile_cache.store.required():
+    try:
+        compile_cache.prepare([step], lines.append)
+        print("kept")
+    except Exception as error:
+        print(type(error).__name__, error)
+print(len(add_one.overloads))
+"""
+)
+
+
+def test_where_it_must_be_kept_nothing_is_compiled_in_vain(filled):
+    assert run(filled, on_a_read_only_file_system(REQUIRED)) == ["kept", "1"], "it is there"
+    next((filled / "kernels").rglob("*.bin")).unlink()
+    problem, compiled = run(filled, on_a_read_only_file_system(REQUIRED))
+    assert problem == (
+        "NvgError compiled kernels can't be kept: the compile cache can't be written ([Errno 30] Read-only file "
+        "system); NVG_CACHE_DIR names another place"
+    )
+    assert compiled == "0"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_file_is_not_waited_for_and_replaced(filled):
+    entry = next((filled / "kernels").rglob("*.bin"))
+    entry.unlink()
+    os.mkfifo(entry)
+    first, second = run(filled)
+    assert first == "missing"
+    assert second.count("is not a regular file") == 1
+    assert run(filled) == ["cached", "0 []"]
+    entry.unlink()
+    entry.mkdir()
+    first, second = run(filled)
+    assert (first, second.count(f"{entry.name} is not a regular file; remove it")) == ("missing", 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX permissions")
 def test_an_open_directory_is_made_private(tmp_path):
     cache = tmp_path / "cache"
     run(cache)
@@ -97,7 +199,7 @@ def test_a_run_that_waits_for_another_says_so_and_then_finds_the_kernels(tmp_pat
     import threading
     import time
 
-    monkeypatch.setattr(compile_cache._store, "_directory", tmp_path)
+    monkeypatch.setattr(store, "directory", tmp_path)
     compiled, lines = [], []
     with open(tmp_path / "lock", "a+b") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -116,7 +218,7 @@ def test_a_run_that_waits_for_another_says_so_and_then_finds_the_kernels(tmp_pat
 def test_of_two_first_runs_one_compiles_and_the_other_waits(tmp_path, monkeypatch):
     import fcntl
 
-    monkeypatch.setattr(compile_cache._store, "_directory", tmp_path)
+    monkeypatch.setattr(store, "directory", tmp_path)
     compiled, lines = [], []
 
     def compile_it():
@@ -139,19 +241,19 @@ def test_what_is_cached_is_loaded_without_a_word():
 
 def test_the_cache_directory_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("NVG_CACHE_DIR", str(tmp_path))
-    assert compile_cache.cache_root() == tmp_path
+    assert cache_root() == tmp_path
     monkeypatch.delenv("NVG_CACHE_DIR")
     if sys.platform not in ("win32", "darwin"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert compile_cache.cache_root() == tmp_path / "xdg" / "nvg"
+        assert cache_root() == tmp_path / "xdg" / "nvg"
 
 
 def test_only_one_warning_is_given(monkeypatch):
-    monkeypatch.setattr(compile_cache._store, "_warned", False)
+    monkeypatch.setattr(store, "_warned", False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        compile_cache._store.warn("first")
-        compile_cache._store.warn("second")
+        store.warn("first")
+        store.warn("second")
     assert [str(w.message).split(";")[0] for w in caught] == ["nvg: first"]
 
 

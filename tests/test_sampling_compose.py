@@ -141,9 +141,10 @@ def test_options_from_text(options, expected):
     assert specs(DEFAULT_CHAIN, options) == expected
 
 
-def test_options_from_text_reach_specs_and_inserted_stages():
+def test_options_from_text_reach_specs_and_do_not_contradict_shortcuts():
     assert specs(options=["p=0.5"], sampler=TopP(0.2)) == [TopP(0.5)]
-    assert specs(options=["minp.p=0.3"], top_p=0.9, min_p=0.1) == [TopP(0.9), MinP(0.3)]
+    with pytest.raises(ParameterError, match=r"^min_p and the option 'minp.p=0.3' set the same, minp\.p; give one"):
+        specs(options=["minp.p=0.3"], top_p=0.9, min_p=0.1)
 
 
 @pytest.mark.usefixtures("_favour")

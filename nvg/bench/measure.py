@@ -21,11 +21,13 @@ from nvg.bench.load import Report, compile_kernels, load_engine
 from nvg.bench.options import BenchOptions
 from nvg.bench.work import BareSteps, SampledSteps, Work
 from nvg.engine.engine import Engine
+from nvg.engine.sizing import num_kv_blocks
 from nvg.errors import ParameterError
 from nvg.kernels.roofline import instruction_for
 from nvg.model.config import ModelConfig, read_config
 from nvg.model.contract import Int32
-from nvg.model.costs import decode_kv_bytes, prefill_operations, streamed_weight_bytes
+from nvg.model.costs import decode_kv_bytes, kv_block_bytes, prefill_operations, streamed_weight_bytes
+from nvg.model.runner import default_kv_dtype
 from nvg.params import EngineConfig, SamplingParams
 from nvg.runtime import cores, cpu
 from nvg.sampling.chain import Stage
@@ -148,16 +150,18 @@ def run(
     options = options.for_model(model_config.n_positions, sampled=bool(stages))
     config = replace(
         config,
+        kv_dtype=config.kv_dtype or default_kv_dtype(config.dtype),
         max_num_seqs=options.batch,
         max_num_batched_tokens=options.max_batched_tokens,
         max_model_len=min(options.longest(sampled=bool(stages)) + 1, model_config.n_positions),  # 1: first_token
     )
+    _check_batch(config, kv_block_bytes(model_config, str(config.kv_dtype), config.block_size))
     compile_s = compile_kernels(config, report)
     start = time.perf_counter()
     engine = load_engine(config, dummy, model_config, report)
     load_s = time.perf_counter() - start
     try:
-        _check_pool(engine, options.batch)
+        _check_batch(config, engine.runner.bytes_per_block(config.block_size))  # a plugin's model may need more
         work = SampledSteps(engine, stages) if stages else BareSteps(engine)
         num_ids = min(engine.tokenizer.vocab_size, engine.runner.vocab_size)
         bench = _Bench(engine, work, model_config, config, options, num_ids)
@@ -183,13 +187,15 @@ def run(
         engine.runner.close()
 
 
-def _check_pool(engine: Engine, batch: int) -> None:
-    """Raise ParameterError where the KV pool does not hold the batch."""
-    needed = batch * engine.pool.blocks_for(engine.max_model_len)
-    if engine.pool.num_blocks < needed:
+def _check_batch(config: EngineConfig, block_bytes: int) -> None:
+    """Raise ParameterError where a KV pool of blocks of so many bytes does not hold the batch."""
+    assert config.max_model_len
+    needed = config.max_num_seqs * -(-config.max_model_len // config.block_size)
+    num_blocks = num_kv_blocks(config, block_bytes, config.max_model_len)
+    if num_blocks < needed:
         raise ParameterError(
-            f"batch is {batch}; as many sequences of {engine.max_model_len} tokens need {needed} blocks; "
-            f"free memory holds {engine.pool.num_blocks}: lower the batch"
+            f"batch is {config.max_num_seqs}; as many sequences of {config.max_model_len} tokens need {needed} blocks; "
+            f"free memory holds {num_blocks}: lower the batch"
         )
 
 

@@ -34,6 +34,7 @@ from nvg.bench.options import WorkloadOptions
 from nvg.bench.serving import Job, serve
 from nvg.engine.engine import Engine
 from nvg.model.config import read_config
+from nvg.model.runner import default_kv_dtype
 from nvg.params import EngineConfig, SamplingParams
 from nvg.sampling.chain import Stage
 from nvg.sampling.compose import resolve
@@ -123,6 +124,7 @@ def run_workload(
     """Load `config.model`, or the `dummy` of that size, and run a workload on it, sampled through `stages` or at
     temperature 0.6. Raises what loading a model does, and ParameterError for a request that does not fit the pool."""
     model_config = read_config(hub.resolve_model(config.model)) if dummy is None else dummy_config(dummy)
+    config = replace(config, kv_dtype=config.kv_dtype or default_kv_dtype(config.dtype))
     stages = stages or resolve(SamplingParams(temperature=TEMPERATURE))
     compile_s = compile_kernels(config, report)
     engine = load_engine(config, dummy, model_config, report)

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from nvg._version import __version__
-from nvg.errors import NvgError
+from nvg.errors import NvgError, cause
 
 INTERRUPTED = 130
 COMMANDS = {
@@ -54,8 +54,6 @@ class _Commands(click.Group):
         try:
             loaded = point.load()
         except (Exception, SystemExit) as error:
-            from nvg.plugins import cause
-
             raise NvgError(f"the command {name!r} of {_origin(point)} could not be loaded: {cause(error)}") from error
         if not isinstance(loaded, click.Command):
             raise NvgError(f"the command {name!r} of {_origin(point)} is no click command but {loaded!r}")
@@ -213,7 +211,7 @@ def _message(error: Exception) -> str:
         return f"{error.filename!r}: {error.strerror}"
     if isinstance(error, MemoryError):
         return f"there is not enough memory{f': {error}' if str(error) else ''}"
-    return f"{type(error).__name__}: {error} (NVG_DEBUG=1 shows where)"
+    return f"{cause(error)} (NVG_DEBUG=1 shows where)"
 
 
 def _is_full(error: Exception) -> bool:

@@ -223,8 +223,8 @@ def _print(result: BenchResult) -> None:
     """The table."""
     work = result.options
     sampled = f"sampled through {', '.join(result.sampler)}" if result.sampler else "nothing sampled"
-    kv = f", KV {result.config.kv_dtype}" if result.config.kv_dtype else ""
-    click.echo(f"{result.model}, {result.config.dtype}{kv}, {_threads(result.threads)}, batch {work.batch}, {sampled}")
+    dtypes = f"{result.config.dtype}, KV {result.config.kv_dtype}"
+    click.echo(f"{result.model}, {dtypes}, {_threads(result.threads)}, batch {work.batch}, {sampled}")
     click.echo(
         f"prompts of {work.prompt_tokens} tokens, {work.new_tokens} decode steps after {work.context}, "
         f"{work.repetitions} repetitions"
@@ -246,9 +246,9 @@ def _print(result: BenchResult) -> None:
 
 def _print_workload(record: dict[str, Any]) -> None:
     """The table of a workload."""
-    kv = f", KV {record['kv_dtype']}" if record["kv_dtype"] else ""
     click.echo(
-        f"{record['model']}, {record['dtype']}{kv}, {_threads(record['threads'])}, {record['workload']}: "
+        f"{record['model']}, {record['dtype']}, KV {record['kv_dtype']}, {_threads(record['threads'])}, "
+        f"{record['workload']}: "
         f"{record['requests']} requests, {record['prompt_tokens']} tokens in, {record['output_tokens']} out, "
         f"up to {record['max_num_seqs']} at once, sampled through {', '.join(record['sampler'])}"
     )

@@ -31,12 +31,12 @@ def env(output_format: str, **given: Any) -> None:
     from nvg.model import packed_files, runner
     from nvg.plugins import registry
     from nvg.runtime import cores, cpu
-    from nvg.runtime.compile_cache import cache_directory
+    from nvg.runtime.kernel_store import store
     from nvg.sampling import chain
 
     triple, name, _ = cpu.target()
     able = cpu.features()
-    steps = [*runner.compile_steps(), *roofline.compile_steps(), *chain.compile_steps()]
+    steps = [*runner.compile_steps(config.dtype, config.kv_dtype), *roofline.compile_steps(), *chain.compile_steps()]
     kept = packed_files.packed_files()
     names = registry()
     plugins = sorted(
@@ -55,9 +55,9 @@ def env(output_format: str, **given: Any) -> None:
         "default threads": str(cores.default_threads()),
         "free memory": f"{cores.available_memory() / 1e9:.1f} GB",
         "kv cache": _kv_cache(config),
-        "compile cache": str(cache_directory()),
+        "compile cache": str(store.directory or "none"),
         "compiled": f"{sum(step.is_cached() for step in steps)} of {len(steps)} kernels (nvg warmup compiles the rest)",
-        "compiled size": f"{sum(file.stat().st_size for file in cache_directory().iterdir()) / 1e6:.1f} MB",
+        "compiled size": f"{store.num_bytes() / 1e6:.1f} MB",
         "packed weights": str(packed_files.packed_directory()),
         "packed size": f"{sum(file.num_bytes for file in kept) / 1e6:.1f} MB in {len(kept)} files, "
         f"at most {packed_files.cap_bytes() / 1e9:g} GB",
@@ -73,14 +73,13 @@ def _kv_cache(config: EngineConfig) -> str:
     """What `--kv-memory`, or a share of the memory that is free now, holds of the model's keys and values."""
     from nvg.engine.sizing import num_kv_blocks
     from nvg.hub import resolve_model
-    from nvg.kernels.kv import kv_bytes_per_entry
     from nvg.model.config import read_config
+    from nvg.model.costs import kv_block_bytes
     from nvg.model.runner import default_kv_dtype
 
     model = read_config(resolve_model(config.model))
     kv_dtype = config.kv_dtype or default_kv_dtype(config.dtype)
-    entry_bytes = kv_bytes_per_entry(kv_dtype, model.n_layer, model.n_head, model.head_size)
-    block_bytes, context = entry_bytes * config.block_size, model.n_positions
+    block_bytes, context = kv_block_bytes(model, kv_dtype, config.block_size), model.n_positions
     num_blocks = num_kv_blocks(config, block_bytes, context)
     whole = num_blocks // -(-context // config.block_size)
     return (

@@ -14,6 +14,7 @@ import click
 from nvg.cli import options, say
 from nvg.cli.choices import Choice, JsonLinesWriter, TextWriter, Writer, print_logprobs
 from nvg.cli.interrupt import interruptible
+from nvg.errors import ParameterError
 from nvg.params import EngineConfig, SamplingParams
 
 if TYPE_CHECKING:
@@ -97,14 +98,17 @@ def generate(
     """
     with options.flags_in_errors():
         params = SamplingParams(sampler=samplers or None, **{name: given[name] for name in (*_PARAMS, *_GUIDANCE)})
+        if params.num_seqs > (most := EngineConfig.max_num_batched_tokens):  # a step has a token of each
+            of_each = most // (params.num_seqs // params.n)
+            raise ParameterError(f"n is {params.n}; it must be an integer from 1 to {of_each}")
         config = EngineConfig(max_num_seqs=params.num_seqs, **{name: given[name] for name in _CONFIG})
         if prompt is None:
             prompt = options.piped_stdin()
-        if prompt is None:
-            prompt = DEFAULT_PROMPT
-            say(f"no prompt given; continuing {prompt!r}")
         llm, params = interruptible(lambda: _load(config, params, preset, sampler_options))
         with llm:
+            if prompt is None:
+                prompt = DEFAULT_PROMPT
+                say(f"no prompt given; continuing {prompt!r}")
             run = _Run(llm, prompt, params)
             prefix = prompt if echo else ""
             interrupted = run.write(output_format, prefix)

@@ -23,7 +23,8 @@ def models(context: click.Context) -> None:
     """List the models, or remove what is kept of them.
 
     When a model is closed, its weights are kept as they were packed in memory, and the next time they are mapped from
-    there. NVG_PACKED_CACHE_GB is the most that all of them may take, by default 10; 0 keeps and uses none.
+    there. NVG_PACKED_CACHE_GB is the most GB that all of them may take, by default 10, up to 1000000; 0 keeps
+    and uses none.
     """
     if context.invoked_subcommand is None:
         context.invoke(list_models)
@@ -36,6 +37,7 @@ def list_models(output_format: str = "text") -> None:
     from nvg.hub import BUILT_IN, resolve_model
     from nvg.model.packed_files import cap_bytes, packed_files
 
+    cap = cap_bytes()
     built_in = [(name, resolve_model(name)) for name in BUILT_IN]
     sizes = {name: sum(file.stat().st_size for file in path.iterdir() if file.is_file()) for name, path in built_in}
     packed = [(_name_of(file.model), file) for file in packed_files()]
@@ -55,7 +57,7 @@ def list_models(output_format: str = "text") -> None:
                 }
                 for name, file in packed
             ],
-            "packed_cap_bytes": cap_bytes(),
+            "packed_cap_bytes": cap,
         }
         click.echo(json.dumps(facts))
         return

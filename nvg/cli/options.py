@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from nvg.errors import ParameterError
+from nvg.errors import NvgError, ParameterError
 from nvg.params import DTYPES, KV_DTYPES, ON_FULL, EngineConfig, SamplingParams
 
 
@@ -73,6 +73,17 @@ def flags_in_errors() -> Iterator[None]:
         # A word like "temperature" is also a sampler's name; the first of a message is the parameter.
         words = [flags.get(word, word) if i == 0 or "_" in word else word for i, word in enumerate(words)]
         raise type(error)(" ".join(words)) from error
+
+
+@contextlib.contextmanager
+def named_in_errors(name: str) -> Iterator[None]:
+    """In an OSError, say that it is of reading `name`: one of a read does not know, and could be one of a write."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise NvgError(f"{name} can't be read: {error.strerror}") from error
 
 
 def complete_samplers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -224,7 +235,8 @@ def piped_stdin() -> str | None:
         return None
     if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)):
         return None
-    data = sys.stdin.buffer.read()
+    with named_in_errors("stdin"):
+        data = sys.stdin.buffer.read()
     try:
         return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -92,7 +93,9 @@ def perplexity(
     if output_format == "json":
         finite = result.perplexity if math.isfinite(result.perplexity) else None  # JSON has no infinity
         numbers = {**asdict(result), "perplexity": finite, "tok_s": result.tok_s}
-        header = {"model": model, "file": file, "dtype": dtype, "kv_dtype": kv_dtype}
+        from nvg.model.runner import default_kv_dtype
+
+        header = {"model": model, "file": file, "dtype": dtype, "kv_dtype": kv_dtype or default_kv_dtype(dtype)}
         click.echo(json.dumps({**header, "context": context, "stride": stride, **numbers}))
         return
     print_table(
@@ -123,13 +126,10 @@ def _name(file: str) -> str:
 
 def _read(file: str) -> str:
     """The text, all of it. Raises ParameterError where there is none or it is not UTF-8, OSError for no file."""
-    if file == _STDIN:
-        if sys.stdin is None:
-            raise ParameterError("stdin is closed; give a file's name")
-        data = sys.stdin.buffer.read()
-    else:
-        with open(file, "rb") as opened:
-            data = opened.read()
+    if file == _STDIN and sys.stdin is None:
+        raise ParameterError("stdin is closed; give a file's name")
+    with options.named_in_errors(_name(file)), contextlib.ExitStack() as stack:
+        data = (sys.stdin.buffer if file == _STDIN else stack.enter_context(open(file, "rb"))).read()
     if not data:
         raise ParameterError(f"{_name(file)} is empty; give a text of 2 tokens or more")
     try:

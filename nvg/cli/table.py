@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-_MIN_PROSE = 20
+_MIN_WIDTH = 20
 # A full stop ends a sentence before a capital or at the end, but not in "Holtzman et al. 2019" or "0 .. 255".
 _SENTENCE_END = re.compile(r"(?<!\bet al)(?<!\be\.g)(?<!\bi\.e)(?<![ .])\.(?:\s+(?=[A-Z`'\"(])|$)")
 
@@ -18,12 +18,15 @@ _SENTENCE_END = re.compile(r"(?<!\bet al)(?<!\be\.g)(?<!\bi\.e)(?<![ .])\.(?:\s+
 def print_table(rows: Sequence[Sequence[str]], indent: int = 0, prose: int | None = None) -> None:
     """Rows of equally many cells, in columns two spaces apart.
 
-    `prose` is the column that is wrapped where stdout is a terminal too narrow for it.
+    `prose` is the column that is wrapped first where stdout is a terminal too narrow for all, before the widest others.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if prose is not None and sys.stdout.isatty():
-        others = indent + sum(widths) - widths[prose] + 2 * (len(widths) - 1)
-        widths[prose] = min(widths[prose], max(_MIN_PROSE, shutil.get_terminal_size().columns - others))
+        excess = indent + sum(widths) + 2 * (len(widths) - 1) - shutil.get_terminal_size().columns
+        for column in (prose, *sorted(range(len(widths)), key=widths.__getitem__, reverse=True)):
+            cut = max(0, min(excess, widths[column] - _MIN_WIDTH))
+            widths[column] -= cut
+            excess -= cut
     for row in rows:
         lines = [
             textwrap.wrap(cell, width) if len(cell) > width else [cell] for cell, width in zip(row, widths, strict=True)

@@ -27,7 +27,8 @@ def tokenize(text: str | None, model: str, tokenizer: str | None, allow_special:
         text = options.piped_stdin()
     if text is None:
         raise ParameterError("there is no text: give it as an argument or pipe it into stdin")
-    loaded = registry().tokenizers.load(tokenizer or "gpt2").from_dir(resolve_model(model))
+    with options.flags_in_errors():
+        loaded = registry().tokenizers.load(tokenizer or "gpt2").from_dir(resolve_model(model))
     token_ids = loaded.encode(text, allow_special=allow_special)
     if output_format == "json":
         pieces = [loaded.token_bytes(token_id).decode("utf-8", "backslashreplace") for token_id in token_ids]

@@ -8,7 +8,7 @@ import click
 
 from nvg.cli import say
 from nvg.cli.interrupt import interruptible
-from nvg.params import DTYPES, EngineConfig
+from nvg.params import DTYPES, KV_DTYPES, EngineConfig
 
 
 @click.command()
@@ -21,23 +21,37 @@ from nvg.params import DTYPES, EngineConfig
     show_default=True,
     help="For weights of this precision; repeatable.",
 )
-def warmup(dtypes: tuple[str, ...]) -> None:
+@click.option(
+    "--kv-dtype",
+    "kv_dtypes",
+    type=click.Choice(["all", *KV_DTYPES]),
+    multiple=True,
+    help="For keys and values of this precision; repeatable.  [default: float32 with float32 weights, else bfloat16; "
+    "all with --dtype all]",
+)
+def warmup(dtypes: tuple[str, ...], kv_dtypes: tuple[str, ...]) -> None:
     """Compile the kernels for this machine now, so that no later run has to."""
-    wanted = DTYPES if "all" in dtypes else tuple(dict.fromkeys(dtypes))
-    click.echo(interruptible(lambda: _compile(wanted)))
+    if "all" in (kv_dtypes or dtypes):
+        wanted_kv: tuple[str | None, ...] = KV_DTYPES
+    else:
+        wanted_kv = kv_dtypes or (None,)
+    pairs = [(dtype, kv) for dtype in (DTYPES if "all" in dtypes else dtypes) for kv in wanted_kv]
+    click.echo(interruptible(lambda: _compile(pairs)))
 
 
-def _compile(dtypes: tuple[str, ...]) -> Path:
-    """Compile what is missing; the directory where it is kept."""
+def _compile(pairs: list[tuple[str, str | None]]) -> Path | None:
+    """Compile what is missing for (weights, keys and values); the directory where it is kept."""
     from nvg.kernels import roofline
     from nvg.model import runner
-    from nvg.runtime.compile_cache import cache_directory, prepare
+    from nvg.runtime.compile_cache import prepare
+    from nvg.runtime.kernel_store import store
     from nvg.sampling import chain
 
-    steps = [*roofline.compile_steps(), *chain.compile_steps()]
-    for dtype in dtypes:
-        steps += [step for step in runner.compile_steps(dtype) if step.name not in {other.name for other in steps}]
-    if all(step.is_cached() for step in steps):
-        say("all kernels are compiled already")
-    prepare(steps, say)
-    return cache_directory()
+    with store.required():
+        steps = {step.name: step for step in [*roofline.compile_steps(), *chain.compile_steps()]}
+        for dtype, kv_dtype in pairs:
+            steps |= {step.name: step for step in runner.compile_steps(dtype, kv_dtype)}
+        if all(step.is_cached() for step in steps.values()):
+            say("all kernels are compiled already")
+        prepare(list(steps.values()), say, about_s=15 + 5 * len(pairs))
+        return store.directory

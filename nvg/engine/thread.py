@@ -15,7 +15,7 @@ from typing import Any
 
 from nvg.engine.engine import Engine
 from nvg.engine.sequence import Request
-from nvg.errors import AbortedError, EngineError
+from nvg.errors import AbortedError, EngineError, cause
 from nvg.runtime.gil import GilShare
 
 Command = Callable[[], None]
@@ -35,8 +35,14 @@ class EngineThread:
         self._fault: str | None = None
         self._computing: set[Future[Any]] = set()
 
+    def check_process(self) -> None:
+        """Raise EngineError in a forked child."""
+        if os.getpid() != self._process:
+            raise EngineError("this LLM was created before a fork, its threads are not here: create it in the child")
+
     def claim_loop(self) -> None:
-        """The caller makes the steps. Raises EngineError where this thread does, or where all is closed."""
+        """The caller makes the steps. Raises EngineError where this thread does, where all is closed, and in a fork."""
+        self.check_process()
         with self._lock:
             if self._closed:
                 raise EngineError("the LLM is closed; create a new one")
@@ -145,7 +151,7 @@ class EngineThread:
                 continue  # the command that says what to end is in the queue; the others' step is made again
             except BaseException as error:  # whatever it is, nobody may be left waiting
                 with self._lock:
-                    self._fault = f"{type(error).__name__}: {error}"
+                    self._fault = cause(error)
                 self._engine.abort_all("error", f"the engine stopped: {self._fault}")
         gil.give_up()
         self._run_commands()

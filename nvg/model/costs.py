@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvg.kernels.kv import kv_bytes_per_entry
 from nvg.model.config import ModelConfig
 
 _FLOAT_BYTES = 4
@@ -48,6 +49,11 @@ def decode_kv_bytes(bytes_per_block: int, block_size: int, context: int, num_ste
     `context` tokens; `bytes_per_block` are those of `block_size` entries in all layers."""
     mean_entries = context + (num_steps + 1) / 2  # a step's own entry is read, too
     return mean_entries * bytes_per_block / block_size
+
+
+def kv_block_bytes(config: ModelConfig, kv_dtype: str, block_size: int) -> int:
+    """KV bytes of a block of `block_size` entries, in all layers."""
+    return kv_bytes_per_entry(kv_dtype, config.n_layer, config.n_head, config.head_size) * block_size
 
 
 def _layer_weights(config: ModelConfig) -> int:

@@ -28,7 +28,8 @@ from nvg.model.checkpoint import Checkpoint
 from nvg.model.packing import Bytes, Layout, pack_weights
 from nvg.runtime import cpu
 from nvg.runtime.arena import HUGE_PAGE, PATIENCE_S, Arena, Patience
-from nvg.runtime.compile_cache import Report, sources_digest
+from nvg.runtime.caches import open_own, replacing
+from nvg.runtime.kernel_store import Report, sources_digest
 
 SMALLEST_BYTES = 64_000_000
 """Of a model's parameters as float32: fewer are packed about as fast as a file is looked for and checked."""
@@ -75,8 +76,13 @@ class CachedWeights:
                 self._report(
                     f"keeping {self.arena.size / 1e9:.1f} GB of packed weights, so that the next load is short"
                 )
-            with contextlib.suppress(OSError, RuntimeError):  # a full disk, a directory of another user: then without
+            try:
                 self._file.save(packed, release)
+            except (OSError, RuntimeError) as error:  # a full disk, a directory of another user: then without
+                self._report(f"the packed weights are not kept: {error}")
+        elif self.is_from_cache:
+            with contextlib.suppress(OSError):
+                packed_files.make_room(0)  # a cap that was lowered
 
 
 class _File:
@@ -91,7 +97,7 @@ class _File:
     def load(self, num_threads: int) -> Bytes | None:
         """The weights, mapped read-only; None if there are none that can be used."""
         try:
-            with packed_files.open_own(self._path) as file:
+            with open_own(self._path) as file:
                 header = packed_files.read_header(file)
                 if header.metadata.get("source") != self.source or header.data_bytes != self._size:
                     return None
@@ -109,15 +115,14 @@ class _File:
         return arena
 
     def save(self, packed: Arena, release: bool) -> None:
-        """Write the weights if there is room for them, giving their memory back on the way if `release`.
+        """Write the weights, giving their memory back on the way if `release`.
 
         Raises OSError; then there is no file, or the one that was there before.
         """
-        if not packed_files.make_room(self._size):
-            return
+        packed_files.make_room(self._size)
         checksum = _checksum(packed.bytes, 1)  # at the interpreter's end no thread can be started
         header = packed_files.header_bytes({**self._metadata, "checksum": checksum}, self._size)
-        with packed_files.replacing(self._path) as file:
+        with replacing(self._path, buffering=0) as file:
             _write(file, memoryview(header))
             done, step, patience = 0, _LARGE_PIECE_BYTES, Patience(0.001)
             while done < self._size:  # up to a boundary in the file, where its next huge page begins
@@ -132,10 +137,10 @@ class _File:
 
 def _file_for(checkpoint: Checkpoint, layout: Layout) -> _File | None:
     """None where it is not worth the while, not wanted, or not possible."""
+    if packed_files.cap_bytes() == 0:
+        return None
     is_from_files = isinstance(checkpoint, Checkpoint)
     if not is_from_files or 4 * sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names) < SMALLEST_BYTES:
-        return None
-    if packed_files.cap_bytes() == 0:
         return None
     try:
         directory = packed_files.packed_directory()

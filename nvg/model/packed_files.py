@@ -1,36 +1,30 @@
 """The cache's files of packed weights: what they are called, how much room they may take, how they are removed.
 
-A file is in the format of safetensors: one tensor, of bytes, and in the header's metadata what it was made from. It is
-written under another name and then renamed: what has the name is whole.
+A file is in the format of safetensors: one tensor, of bytes, and in the header's metadata what it was made from.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
-import stat
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from nvg.errors import ParameterError
 from nvg.params import DTYPES
-from nvg.runtime.caches import cache_root, make_private
+from nvg.runtime.caches import cache_root, is_abandoned, is_own, make_private, open_own
 
 CAP_VARIABLE = "NVG_PACKED_CACHE_GB"
-_DEFAULT_CAP_GB = 10.0
+_DEFAULT_CAP_GB = 10
+_MOST_CAP_GB = 1_000_000
+_NUMBER = re.compile(r"\d+(\.\d*)?|\.\d+", re.ASCII)
 _NAME = re.compile(
     rf"[\w-]+\.(?P<dtype>{'|'.join(DTYPES)})\.[0-9a-f]{{16}}\.packed(?P<unfinished>(\.[0-9]+){{2}}\.tmp)?"
 )
-_STALE_S = 3600
-"""Age of an unfinished file that nobody can be writing any more."""
 _PAGE = 4096
 _MOST_HEADER_BYTES = 2**20
 
@@ -70,14 +64,12 @@ def packed_directory() -> Path:
 
 def cap_bytes() -> int:
     """Most bytes of all files together, from NVG_PACKED_CACHE_GB; 0 means no cache. Raises ParameterError."""
-    text = os.environ.get(CAP_VARIABLE, "").strip()
-    try:
-        gigabytes = float(text) if text else _DEFAULT_CAP_GB
-    except ValueError:
-        gigabytes = math.nan
-    if not 0 <= gigabytes <= 1e9:
-        raise ParameterError(f"{CAP_VARIABLE} is {text!r}; it must be a number of GB >= 0 (0 means no packed weights)")
-    return int(gigabytes * 1e9)
+    text = os.environ.get(CAP_VARIABLE, "").strip() or str(_DEFAULT_CAP_GB)
+    if not _NUMBER.fullmatch(text) or float(text) > _MOST_CAP_GB:
+        raise ParameterError(
+            f"{CAP_VARIABLE} is {text!r}; it must be a number of GB from 0 to {_MOST_CAP_GB}, as 2.5 (0: none are kept)"
+        )
+    return int(float(text) * 1e9)
 
 
 def file_name(model: str, dtype: str, key: str) -> str:
@@ -97,62 +89,39 @@ def packed_files() -> list[PackedFile]:
         name = _NAME.fullmatch(entry.name)
         with contextlib.suppress(OSError):  # gone meanwhile
             status = entry.stat(follow_symlinks=False)
-            if name and _is_own(status):
+            if name and is_own(status):
                 done = name["unfinished"] is None
                 found.append(PackedFile(Path(entry.path), status.st_size, status.st_mtime, name["dtype"], done))
     return sorted(found, key=lambda file: file.last_used, reverse=True)
 
 
-def make_room(num_bytes: int) -> bool:
+def make_room(num_bytes: int) -> None:
     """Remove what was used longest ago until a file of `num_bytes` fits under the cap, and what nobody will use: files
     of checkpoints that are gone, and what killed writers left.
 
-    False if it can't fit: it is above the cap, or more than half of what is free on the disk. Raises OSError.
+    Raises OSError, before anything is removed, if it can't fit: it is above the cap, or more than half of what is free
+    on the disk.
     """
     cap = cap_bytes()
-    if num_bytes > cap or shutil.disk_usage(make_private(packed_directory())).free < 2 * num_bytes:
-        return False
+    if num_bytes > cap:
+        raise OSError(
+            f"they have {num_bytes / 1e9:.2f} GB, {CAP_VARIABLE} allows {cap / 1e9:g}: raise it, or set it to 0 to "
+            "keep none"
+        )
+    free = shutil.disk_usage(make_private(packed_directory())).free
+    if free < 2 * num_bytes:
+        raise OSError(
+            f"they have {num_bytes / 1e9:.2f} GB, and the disk of {packed_directory()} has no more than "
+            f"{free / 1e9:.2f} GB free: half of it stays free. Set {CAP_VARIABLE} to 0 to keep none"
+        )
     total = num_bytes
     for file in packed_files():
-        age_s = time.time() - file.last_used
-        is_useless = not os.path.isdir(file.model) if file.is_finished else age_s > _STALE_S
+        is_useless = not os.path.isdir(file.model) if file.is_finished else is_abandoned(file.path)
         total += file.num_bytes
         if is_useless or total > cap:
-            file.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # one that is in use, where such can't be removed
+                file.path.unlink(missing_ok=True)
             total -= file.num_bytes
-    return True
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file, which takes the name `path` when the block ends, and is removed if it fails."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o600), "wb", buffering=0) as file:
-            yield file
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-
-
-def open_own(path: Path) -> BinaryIO:
-    """Open to read, unbuffered. Raises OSError unless it is a regular file, of this user, that no other can write."""
-    file = open(os.open(path, os.O_RDONLY | _FLAGS), "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
-    if not _is_own(os.fstat(file.fileno())):
-        file.close()
-        raise PermissionError(f"{path} is not this user's alone")
-    return file
-
-
-def _is_own(status: os.stat_result) -> bool:
-    if not stat.S_ISREG(status.st_mode):
-        return False
-    return not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
 
 
 def header_bytes(metadata: dict[str, str], data_bytes: int) -> bytes:

@@ -14,18 +14,19 @@ from nvg.kernels import forward as forward_module
 from nvg.kernels.attention import QUERY_ROWS, SUM_ROWS
 from nvg.kernels.formats import PANEL, operand_bytes, panel_bytes, steps_of
 from nvg.kernels.forward import CONTEXT, describe_step, forward
-from nvg.kernels.kv import kv_bytes_per_entry
 from nvg.kernels.matmul import ROW_BLOCK
 from nvg.kernels.pack import pack
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import ModelConfig
 from nvg.model.contract import Batch, Float32, Int32
+from nvg.model.costs import kv_block_bytes
 from nvg.model.packed_cache import CachedWeights
 from nvg.model.packing import Layout, PackedWeights, round32
 from nvg.params import EngineConfig
 from nvg.runtime import team as team_module
-from nvg.runtime.compile_cache import CompileStep, Report, prepare
+from nvg.runtime.compile_cache import CompileStep, prepare
 from nvg.runtime.cores import default_threads
+from nvg.runtime.kernel_store import Report
 from nvg.runtime.team import ABORT, MEETING_WORDS, PATIENCE, Team
 
 _ACTIVATIONS = {
@@ -75,7 +76,7 @@ class GPT2Runner:
         self.vocab_size = config.vocab_size
         self.max_model_len = min(config.n_positions, engine_config.max_model_len or config.n_positions)
         self.max_batched_tokens = engine_config.max_num_batched_tokens
-        self.max_logits_rows = max(_LOGITS_ROWS, engine_config.max_num_seqs)
+        self.max_logits_rows = max(_LOGITS_ROWS, min(engine_config.max_num_seqs, self.max_batched_tokens))
         self._team = Team(engine_config.threads or default_threads())
         try:
             layout = Layout(checkpoint, self.dtype)
@@ -174,8 +175,7 @@ class GPT2Runner:
 
     def bytes_per_block(self, block_size: int) -> int:
         """KV bytes of a block of `block_size` entries, in all layers."""
-        config = self._config
-        return kv_bytes_per_entry(self.kv_dtype, config.n_layer, config.n_head, config.head_size) * block_size
+        return kv_block_bytes(self._config, self.kv_dtype, block_size)
 
     def allocate_kv(self, num_blocks: int, block_size: int) -> None:
         """Reserve the KV pool; memory is touched when it is used. Raises MemoryError."""

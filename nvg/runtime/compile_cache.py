@@ -1,32 +1,23 @@
 """The one file that imports njit: compiles kernels once per machine into a private cache.
 
-The cache directory is keyed by everything that decides the machine code but that Numba's own cache does not see (our
-kernel sources, all of them, and the versions of the compilers); each entry's name also holds the signature, the CPU's
-name, its features and what of these is used. Entries are pickles: the directory is private (0700), and each file
-carries a digest that is checked before it is loaded, because damaged machine code would crash rather than fail. A cache
-that can't be used costs a recompilation and one warning, never the run.
+The cache's directory is keyed (`kernel_store`); each entry's name holds the signature, the CPU's name, its features and
+what of these is used. Entries are pickles: the directory is private (0700), and each file carries a digest that is
+checked before it is loaded, because damaged machine code would crash rather than fail. A cache that can't be used costs
+a recompilation and one warning, never the run; one that can't be written is used as it is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
-import os
 import pickle
 import re
-import sys
-import tempfile
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import llvmlite
 import numba
 from numba.core import types
 from numba.core.caching import _Cache
@@ -34,90 +25,12 @@ from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from nvg._version import __version__
 from nvg.runtime import cpu
-from nvg.runtime.caches import cache_root, make_private
+from nvg.runtime.caches import make_private, open_regular, replacing
+from nvg.runtime.kernel_store import Report, store
 
-Report = Callable[[str], None]
-_WAITING = "another process is compiling them; waiting for it ..."
 _JOB_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _DIGEST_BYTES = hashlib.sha256().digest_size
-
-
-@cache
-def sources_digest() -> str:
-    """Digest of every source file that can reach machine code, and of the compilers' versions."""
-    package = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256(f"{__version__} {numba.__version__} {llvmlite.__version__} {sys.version}".encode())
-    compiled = ("edit.py", "logprobs.py", "math.py", "random.py", "select.py", "spread.py", "vector.py")
-    sampling = (package / "sampling" / name for name in compiled)
-    for path in sorted([*package.glob("kernels/*.py"), *package.glob("runtime/*.py"), *sampling]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-class _Store:
-    """The directory of compiled kernels. State: where it is, and whether its one warning was given."""
-
-    def __init__(self) -> None:
-        self._directory: Path | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._warned = False
-
-    def warn(self, problem: str, cost: str = "kernels are compiled again on each run") -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(f"nvg: {problem}; {cost}", RuntimeWarning, stacklevel=2)
-
-    @property
-    def directory(self) -> Path:
-        """The private, keyed directory; a temporary one where the cache can't be written or isn't ours alone."""
-        if self._directory is None:
-            try:
-                self._directory = make_private(cache_root() / "kernels" / sources_digest())
-            except (OSError, RuntimeError) as error:
-                self.warn(f"the compile cache can't be used ({error}); NVG_CACHE_DIR names another place")
-                self._temporary = tempfile.TemporaryDirectory(prefix="nvg-kernels-")  # removed when the process ends
-                self._directory = Path(self._temporary.name)
-        return self._directory
-
-    @contextlib.contextmanager
-    def lock(self, report: Report) -> Iterator[None]:
-        """Hold the directory's lock, so that of several first runs one compiles and the others wait for it."""
-        try:
-            handle = open(self.directory / "lock", "a+b")  # noqa: SIM115
-        except OSError as error:
-            self.warn(f"the compile cache can't be locked ({error})")
-            yield
-            return
-        with handle:
-            if sys.platform == "win32":
-                import msvcrt
-
-                handle.seek(0)
-                while True:
-                    try:
-                        msvcrt.locking(handle.fileno(), msvcrt.LK_LOCK, 1)  # gives up after ten seconds
-                        break
-                    except OSError:
-                        report(_WAITING)
-            else:
-                import fcntl
-
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    report(_WAITING)
-                    fcntl.flock(handle, fcntl.LOCK_EX)
-            yield  # closing the file, or dying, gives the lock back
-
-
-_store = _Store()
-
-
-def cache_directory() -> Path:
-    """Where this version's compiled kernels are."""
-    return _store.directory
 
 
 class _FileCache(_Cache):  # type: ignore[misc]
@@ -128,7 +41,7 @@ class _FileCache(_Cache):  # type: ignore[misc]
 
     @property
     def cache_path(self) -> str:
-        return str(_store.directory)
+        return str(store.directory or "")
 
     def enable(self) -> None: ...
 
@@ -136,9 +49,11 @@ class _FileCache(_Cache):  # type: ignore[misc]
 
     def flush(self) -> None: ...
 
-    def _path(self, sig: Any, codegen: Any) -> Path:
+    def _path(self, sig: Any, codegen: Any) -> Path | None:
+        if store.directory is None:
+            return None
         key = hashlib.sha256(repr((sig, codegen.magic_tuple(), cpu.features())).encode()).hexdigest()[:16]
-        return _store.directory / f"{re.sub('[^A-Za-z0-9_.]', '_', self._name)}.{key}.bin"
+        return store.directory / f"{re.sub('[^A-Za-z0-9_.]', '_', self._name)}.{key}.bin"
 
     def holds(self, sig: Any, target_context: Any) -> bool:
         """Whether there is a sound file for this signature on this CPU."""
@@ -147,15 +62,18 @@ class _FileCache(_Cache):  # type: ignore[misc]
     def _payload(self, sig: Any, target_context: Any) -> bytes | None:
         """The pickled machine code; None if there is none, or none that can be trusted."""
         path = self._path(sig, target_context.codegen())
+        if path is None:
+            return None
         try:
-            data = path.read_bytes()
+            with open_regular(path) as file:
+                data = file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
-            _store.warn(f"the compile cache can't be read ({error})")
+            store.warn(f"the compile cache can't be read ({error})")
             return None
         if hashlib.sha256(data[_DIGEST_BYTES:]).digest() != data[:_DIGEST_BYTES]:
-            _store.warn(f"{path} was damaged and is replaced", "compiling it again can take half a minute")
+            store.warn(f"{path} was damaged and is replaced", "compiling it again can take half a minute")
             return None
         return data[_DIGEST_BYTES:]
 
@@ -166,15 +84,15 @@ class _FileCache(_Cache):  # type: ignore[misc]
 
     def save_overload(self, sig: Any, data: Any) -> None:
         path = self._path(sig, data.codegen)
+        if path is None:
+            return
         payload = dumps(data._reduce())
-        temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
         try:
-            temporary.write_bytes(hashlib.sha256(payload).digest() + payload)
-            temporary.replace(path)
+            make_private(path.parent)
+            with replacing(path) as file:
+                file.write(hashlib.sha256(payload).digest() + payload)
         except OSError as error:
-            _store.warn(f"the compile cache can't be written ({error})")
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            store.fail(f"the compile cache can't be written ({error})")
 
 
 def _rename(py_func: Callable[..., Any], name: str) -> None:
@@ -285,7 +203,7 @@ def prepare(
         report = report or (lambda line: None)
         start = time.perf_counter()
         report(f"compiling {what} for this machine, once (about {about_s} s) ...")
-        with _store.lock(report):
+        with store.lock(report):
             missing = [step for step in steps if not step.is_cached()]
             for number, step in enumerate(missing, 1):
                 report(f"compiling {step.name} ({number} of {len(missing)}) ...")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nvg.errors import EngineError, SamplerError
+from nvg.errors import EngineError, SamplerError, cause
 from nvg.runtime.compile_cache import CompileStep
 from nvg.sampling import edit, logprobs, random, select, spread
 from nvg.sampling.contract import Logits, SamplerRequest, TokenIds
@@ -131,7 +131,7 @@ class Chain:
             try:
                 returned = sampler.apply(candidates, shown_ids, state)
             except _FAULTS as error:
-                raise SamplerError(_at(stage, f"raised {_cause(error)}", step)) from error
+                raise SamplerError(_at(stage, f"raised {cause(error)}", step)) from error
             if returned is not None:
                 fault = f"returned a {type(returned).__name__}; apply edits logits in place and returns None"
                 raise SamplerError(_at(stage, fault, step))
@@ -195,7 +195,7 @@ class Chain:
             try:
                 sampler.accept(token_id, logprob)
             except _FAULTS as error:
-                raise SamplerError(_at(stage, f"raised in accept {_cause(error)}", step)) from error
+                raise SamplerError(_at(stage, f"raised in accept {cause(error)}", step)) from error
 
 
 def _started(stage: Stage, request: SamplerRequest) -> Any:
@@ -206,7 +206,7 @@ def _started(stage: Stage, request: SamplerRequest) -> Any:
     try:
         sampler = start(request)
     except _FAULTS as error:
-        raise SamplerError(f"{stage.title} raised in start {_cause(error)}") from error
+        raise SamplerError(f"{stage.title} raised in start {cause(error)}") from error
     if not callable(getattr(sampler, "apply", None)):
         raise SamplerError(f"{stage.title} returned a {type(sampler).__name__} from start, which has no method apply")
     return sampler
@@ -229,8 +229,3 @@ def _read_only(token_ids: TokenIds) -> TokenIds:
 
 def _at(stage: Stage, fault: str, step: int) -> str:
     return f"{stage.title} {fault}, at output token {step}"
-
-
-def _cause(error: BaseException) -> str:
-    """An exception in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

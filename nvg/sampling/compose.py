@@ -54,6 +54,7 @@ def resolve(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[
         if value is not None:
             draft = _stage_for(drafts, shortcut, value, sampler, insert=params.sampler is None)
             draft.values[option] = value
+            draft.shortcuts[option] = shortcut
     for text in options:
         _set_option(drafts, text)
     return tuple(draft.build() for draft in drafts)
@@ -74,6 +75,8 @@ class _Draft:
     origin: str
     spec_class: type
     values: dict[str, Any] = field(default_factory=dict)
+    shortcuts: dict[str, str] = field(default_factory=dict)
+    """Option -> the shortcut that set it."""
     spec: Any = None
     """The user's own object, to which `values` apply; None for a stage given by name."""
 
@@ -184,4 +187,8 @@ def _set_option(drafts: list[_Draft], text: str) -> None:
     if len(found) > 1:
         places = ", ".join(f"{draft.name}.{name}" for draft in found)
         raise ParameterError(f"option {text!r} fits {len(found)} stages ({places}); write which, as SAMPLER.NAME=VALUE")
+    if shortcut := found[0].shortcuts.get(name):
+        raise ParameterError(
+            f"{shortcut} and the option {text!r} set the same, {found[0].name}.{name}; give one of them"
+        )
     found[0].values[name] = parse_option(found[0].name, found[0].spec_class, name, value)

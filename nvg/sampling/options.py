@@ -28,8 +28,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
-from nvg.errors import ParameterError, PluginError
-from nvg.plugins import cause, unknown_name
+from nvg.errors import ParameterError, PluginError, cause
+from nvg.plugins import location, unknown_name
 
 REQUIRED = dataclasses.MISSING
 """The default of an option that has none."""
@@ -80,7 +80,7 @@ def options_of(spec_class: type) -> tuple[Option, ...]:
     """The options of a spec class, in the order of its fields. Raises PluginError if it is no spec class."""
     if not isinstance(spec_class, type):
         raise PluginError(f"{spec_class!r} is no sampler: it is not a class; a sampler is a dataclass with apply")
-    title = f"{spec_class.__module__}:{spec_class.__qualname__}"
+    title = location(spec_class)
     if not callable(getattr(spec_class, "apply", None)):
         raise PluginError(f"{title} is no sampler: it has no method apply(logits, token_ids, state)")
     if not dataclasses.is_dataclass(spec_class):
