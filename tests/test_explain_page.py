@@ -129,7 +129,9 @@ def opened(browser, tmp_path):
     page.on("console", lambda message: faults.append(message.text))
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("dialog", lambda dialog: (faults.append("a dialog"), dialog.dismiss()))
-    page.on("request", lambda request: faults.append(request.url) if not request.url.startswith(("file:", "data:")) else 0)
+    page.on(
+        "request", lambda request: faults.append(request.url) if not request.url.startswith(("file:", "data:")) else 0
+    )
     requests = []
     page.on("request", lambda request: requests.append(request.url))
 
@@ -162,7 +164,10 @@ def test_tokens_can_be_pointed_at_clicked_and_reached_by_keys(opened, story):
     page = opened(story)
     title, selected = page.locator("#panel h2"), page.locator(".token[aria-selected=true]")
     assert title.inner_text() == "␣there"
-    assert page.locator("#about").inner_text() == f"made-up, float32 · seed {2**64 - 1} · 90 tokens · ended by length · nvg 0"
+    assert (
+        page.locator("#about").inner_text()
+        == f"made-up, float32 · seed {2**64 - 1} · 90 tokens · ended by length · nvg 0"
+    )
     page.hover("#token-3")
     assert (title.inner_text(), selected.inner_text()) == ("␣king", " there")
     page.hover("h1")

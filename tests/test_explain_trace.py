@@ -189,7 +189,10 @@ DAMAGE = [
     (lambda lines: [lines[0], changed(lines[1], candidates=[])], "line 2: the token is none of its candidates"),
     (lambda lines: [lines[0], changed(lines[1], candidates=[[1, "x"]])], "line 2: candidates is no list of 3"),
     (lambda lines: [lines[0], changed(lines[1], candidates=[[1, "x", [0.5]]])], "line 2: a candidate has not one prob"),
-    (lambda lines: [lines[0], changed(lines[1], candidates=[[1, "x", [2, 0.5, 1]]])], "line 2: candidates is no number"),
+    (
+        lambda lines: [lines[0], changed(lines[1], candidates=[[1, "x", [2, 0.5, 1]]])],
+        "line 2: candidates is no number",
+    ),
     (lambda lines: [lines[0], lines[1].replace(b'"entropy": ', b'"entropy": 1e999, "x": ')], "entropy is no number"),
     (lambda lines: [*lines[:2], json.dumps(traces.branch(1, 1, "", [])).encode() + b"\n"], "choice 0 has no token 1"),
 ]

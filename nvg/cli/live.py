@@ -13,7 +13,8 @@ import click
 
 from nvg.params import Distribution, Explanation, Piece
 
-_COLUMNS = ("left", "removed", "entropy", "rank", "probability")
+_COLUMNS = {"left": 8, "removed": 10, "entropy/nats": 14, "rank": 7, "prob": 10}
+_HEADS_EVERY = 8
 _BAR = " ▏▎▍▌▋▊▉█"
 _NUM_OTHERS = 5
 _LEAST_WIDTH = 58
@@ -30,6 +31,7 @@ class LiveView:
         self._tokenizer = tokenizer
         self._num_choices = num_choices
         self._num_tokens = [0] * num_choices
+        self._num_shown = 0
         self._stages = [_shown(stage) for stage in stages]
         self._names = max(map(_width, ["model", *self._stages]))
         self._is_terminal = sys.stderr.isatty()
@@ -49,13 +51,12 @@ class LiveView:
             self._token(explanation, f"{choice}token {self._num_tokens[piece.index]}")
 
     def _token(self, explanation: Explanation, number: str) -> None:
-        heads = "".join(f"{column:>{width}}" for column, width in zip(_COLUMNS, _WIDTHS, strict=True))
-        token = self._text(explanation.token_id)
-        title = f"{self._style(token, bold=True, fg='yellow')} {self._style(number, dim=True)}"
-        indent = 4 + self._names
-        room = indent - 1 - _width(f"{token} {number}")
-        lines = [f"{title}{' ' * room}{self._style(heads, dim=True)}" if room >= 0 else title]
-        lines.append(self._line("model", explanation.model, None))
+        token = self._style(self._text(explanation.token_id), bold=True, fg="yellow")
+        lines = [f"{token} {self._style(number, dim=True)}", self._line("model", explanation.model, None)]
+        if self._num_shown % _HEADS_EVERY == 0:
+            heads = "".join(f"{name:>{width}}" for name, width in _COLUMNS.items())
+            lines.insert(0, self._style(f"{' ' * (self._names + 4)}{heads}", dim=True))
+        self._num_shown += 1
         lines += [
             self._line(name, stage.after, stage.removed)
             for name, stage in zip(self._stages, explanation.stages, strict=True)
@@ -73,11 +74,11 @@ class LiveView:
             str(after.rank),
             percent(after.prob),
         )
-        texts = [f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)]
+        texts = [f"{cell:>{width}}" for cell, width in zip(cells, _COLUMNS.values(), strict=True)]
         if removed:
             texts[1] = self._style(texts[1], fg="red")
         line = f"  {name}{' ' * (self._names - _width(name) + 1)} {''.join(texts)}"
-        room = min(_columns() - 5 - self._names - sum(_WIDTHS), 30)
+        room = min(_columns() - 5 - self._names - sum(_COLUMNS.values()), 30)
         if self._has_blocks and room >= 4:
             line += " " + self._style(_bar(after.prob, room), fg="cyan")
         return line
@@ -100,9 +101,6 @@ class LiveView:
 
     def _style(self, text: str, **style: Any) -> str:
         return click.style(text, **style) if self._has_colours else text
-
-
-_WIDTHS = (8, 11, 9, 7, 13)
 
 
 def percent(prob: float) -> str:

@@ -39,10 +39,11 @@ function pieces(text, keepBreaks) {
   parts.push(text.slice(from));
   return parts.filter(part => part !== "");
 }
+const spaces = text => [...text].map(() => element("span", {class: "mark"}, "␣"));
 function name(number) {           // a token's text, where its spaces must be seen
   const text = textOf(number);
   return element("span", {class: "name", title: "token id " + trace.texts[number][0]},
-    ...(text === "" ? ["(empty)"] : pieces(text.replace(/^ +| +$/g, spaces => "␣".repeat(spaces.length)))));
+    ...(text === "" ? ["(empty)"] : [...spaces(text.match(/^ */)[0]), ...pieces(text.replace(/^ +| +$/g, "")), ...spaces(/^ +$/.test(text) ? "" : text.match(/ *$/)[0])]));
 }
 const plain = number => textOf(number).replace(HIDDEN, escaped);
 
@@ -218,7 +219,7 @@ function story(token) {
 
 function stageTable(token) {
   const rows = token.d.map((point, stage) => element("tr", {},
-    element("th", {scope: "row"}, stageNames[stage]),
+    element("th", {scope: "row", title: stageNames[stage]}, stageNames[stage]),
     element("td", {}, count(point[CANDIDATES])),
     element("td", {class: point[REMOVED] ? "cut" : ""}, point[REMOVED] ? "− " + percent(point[REMOVED]) : stage ? "0" : ""),
     element("td", {}, point[ENTROPY].toFixed(2), element("small", {title: "as uncertain as so many equal candidates"},
@@ -227,7 +228,7 @@ function stageTable(token) {
     element("td", {}, percent(point[PROB]))));
   return element("table", {class: "stages"},
     element("thead", {}, element("tr", {}, ...["after", "left", "removed", "entropy", "rank", "probability"].map(title =>
-      element("th", {scope: "col"}, title)))),
+      element("th", {scope: "col"}, title, ...(title === "entropy" ? [element("small", {}, ", nats")] : []))))),
     element("tbody", {}, ...rows));
 }
 
@@ -239,8 +240,8 @@ function candidateTable(token) {
       : element("td", {"--share": (100 * prob / most).toFixed(1) + "%"}, percent(prob)));
     return element("tr", number === token.t ? {class: "drawn"} : {}, element("th", {scope: "row"}, name(number)), ...cells);
   });
-  return element("table", {class: "candidates"},
-    element("thead", {}, element("tr", {}, element("th", {scope: "col"}, "token"), ...stageNames.map(stage => element("th", {scope: "col"}, stage)))),
+  return element("table", {class: "candidates", "--columns": stageNames.length},
+    element("thead", {}, element("tr", {}, element("th", {scope: "col"}, "token"), ...stageNames.map(stage => element("th", {scope: "col", title: stage}, stage)))),
     element("tbody", {}, ...rows));
 }
 
