@@ -285,7 +285,6 @@ class _Run:
                 "first_token_s": self._first_token_s,
                 "prefill_tok_s": stats.prefill_tok_s,
                 "decode_tok_s": stats.decode_tok_s,
-                "samplers_s": {title: time_s.seconds for title, time_s in stats.stages.items()},
             },
         }
 

@@ -14,10 +14,12 @@ import click
 from nvg.params import Distribution, Explanation, Piece
 
 _COLUMNS = {"left": 8, "removed": 10, "entropy/nats": 14, "rank": 7, "prob": 10}
+_NARROW = {"left": 7, "removed": 9, "nats": 6, "rank": 6, "prob": 8}
 _HEADS_EVERY = 8
 _BAR = " ▏▎▍▌▋▊▉█"
 _NUM_OTHERS = 5
-_LEAST_WIDTH = 58
+_MOST_NAME = 16
+_LEAST_BAR, _MOST_BAR = 4, 30
 _NO_TERMINAL_WIDTH = 120
 
 
@@ -32,7 +34,7 @@ class LiveView:
         self._num_choices = num_choices
         self._num_tokens = [0] * num_choices
         self._num_shown = 0
-        self._stages = [_shown(stage) for stage in stages]
+        self._stages = [_clipped(_shown(stage)) for stage in stages]
         self._names = max(map(_width, ["model", *self._stages]))
         self._is_terminal = sys.stderr.isatty()
         self._has_colours = self._is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -54,8 +56,8 @@ class LiveView:
         token = self._style(self._text(explanation.token_id), bold=True, fg="yellow")
         lines = [f"{token} {self._style(number, dim=True)}", self._line("model", explanation.model, None)]
         if self._num_shown % _HEADS_EVERY == 0:
-            heads = "".join(f"{name:>{width}}" for name, width in _COLUMNS.items())
-            lines.insert(0, self._style(f"{' ' * (self._names + 4)}{heads}", dim=True))
+            heads = "".join(f"{name:>{width}}" for name, width in self._columns().items())
+            lines.insert(0, self._style(f"{' ' * (self._names + 2)}{heads}", dim=True))
         self._num_shown += 1
         lines += [
             self._line(name, stage.after, stage.removed)
@@ -74,14 +76,19 @@ class LiveView:
             str(after.rank),
             percent(after.prob),
         )
-        texts = [f"{cell:>{width}}" for cell, width in zip(cells, _COLUMNS.values(), strict=True)]
+        widths = self._columns().values()
+        texts = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
         if removed:
             texts[1] = self._style(texts[1], fg="red")
-        line = f"  {name}{' ' * (self._names - _width(name) + 1)} {''.join(texts)}"
-        room = min(_columns() - 5 - self._names - sum(_COLUMNS.values()), 30)
-        if self._has_blocks and room >= 4:
-            line += " " + self._style(_bar(after.prob, room), fg="cyan")
+        line = f"  {name}{' ' * (self._names - _width(name))}{''.join(texts)}"
+        room = min(_columns() - self._names - sum(widths) - 4, _MOST_BAR)
+        if self._has_blocks and room >= _LEAST_BAR:
+            line += "  " + self._style(_bar(after.prob, room), fg="cyan")
         return line
+
+    def _columns(self) -> dict[str, int]:
+        """The columns' heads and widths."""
+        return _COLUMNS if 2 + self._names + sum(_COLUMNS.values()) <= _columns() else _NARROW
 
     def _others(self, explanation: Explanation) -> str:
         """The most probable candidates after the chain, as many as there is room for."""
@@ -91,7 +98,7 @@ class LiveView:
             if token_id == explanation.token_id or prob is None:
                 continue
             text = f"{self._text(token_id)} {percent(prob)}"
-            if _width(line) + 2 + _width(text) >= _columns() or line.count(" %") == _NUM_OTHERS:
+            if _width(line) + 2 + _width(text) > _columns() or line.count(" %") == _NUM_OTHERS:
                 break
             line += f"  {text}"
         return self._style(line, dim=True) if line != "  also:" else ""
@@ -112,7 +119,7 @@ def percent(prob: float) -> str:
 
 
 def _columns() -> int:
-    return max(_LEAST_WIDTH, shutil.get_terminal_size().columns) if sys.stderr.isatty() else _NO_TERMINAL_WIDTH
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else _NO_TERMINAL_WIDTH
 
 
 def _bar(share: float, room: int) -> str:
@@ -123,6 +130,10 @@ def _bar(share: float, room: int) -> str:
 def _shown(text: str) -> str:
     """Text without what would command a terminal, change its direction, or end its line."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def _clipped(name: str) -> str:
+    return name if len(name) <= _MOST_NAME else name[: _MOST_NAME - 1] + "…"
 
 
 def _width(text: str) -> int:

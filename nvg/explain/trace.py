@@ -15,6 +15,7 @@ is not as \\xNN. What is drawn, and what the numbers mean, is said at `nvg.param
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -57,7 +58,7 @@ class TraceWriter:
 
         from nvg.sampling.compose import resolve
 
-        if self._file.seekable():
+        if os.path.isfile(self.path):  # and no pipe or device
             self._file.truncate(0)
         self._llm = llm
         stages = [
@@ -141,6 +142,8 @@ class TraceWriter:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
+            with contextlib.suppress(OSError):  # what could not be written is tried once more
+                self._file.close()
             raise OSError(error.errno, error.strerror, self.path) from error
 
 
