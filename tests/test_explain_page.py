@@ -218,10 +218,10 @@ def test_a_token_shows_its_candidates_through_every_stage(opened, story):
     rows = [row.inner_text().split("\t") for row in page.locator(".stages tbody tr").all()]
     assert [row[0] for row in rows] == ["model", "topk", "topp"]
     assert [row[1] for row in rows] == ["50,257", "50,257", "2"]
-    assert [row[2] for row in rows] == ["", "− 12.5 %", "− 12.5 %"]
+    assert [row[2] for row in rows] == ["", "− 12.5", "− 12.5"]
     assert [row[3].split()[0] for row in rows] == ["4.00", "1.47", "0.54"]
     candidates = [row.inner_text().split("\t") for row in page.locator(".candidates tbody tr").all()]
-    rows = [[f"{100 * p:.{1 if p > 0.0995 else 2}f} %" for p in probs if p] for _, _, probs in record["candidates"]]
+    rows = [[f"{100 * p:.{1 if p > 0.0995 else 2}f}" for p in probs if p] for _, _, probs in record["candidates"]]
     expected = [[*row, "✕"] if len(row) == 2 else row for row in rows]
     assert [row[1:] for row in candidates] == expected
     assert page.locator(".candidates tr.drawn th").inner_text().startswith("␣there")

@@ -47,15 +47,15 @@ function name(number) {           // a token's text, where its spaces must be se
 }
 const plain = number => textOf(number).replace(HIDDEN, escaped);
 
-function percent(prob) {
-  if (prob === null) return "–";
+function hundredths(prob) {       // a probability in per cent, with about three digits
   const value = 100 * prob;
-  if (value >= 99.95 && prob < 1) return "> 99.9 %";
-  if (value === 0) return "0 %";
-  if (value < 0.001) return value.toExponential(0).replace("e-", " · 10⁻").replace(/⁻(\d+)/, (_, digits) =>
-    "⁻" + [...digits].map(digit => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")) + " %";
-  return value.toFixed(value >= 9.95 ? 1 : value >= 0.095 ? 2 : 3).replace(/^100\.0$/, "100") + " %";
+  if (value === 0 || prob === 1) return String(value);
+  if (value >= 99.95) return ">99.9";
+  if (value < 0.001) return value.toExponential(0).replace(/e-(\d+)/, (_, digits) =>
+    "·10⁻" + [...digits].map(digit => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join(""));
+  return value.toFixed(value >= 9.95 ? 1 : value >= 0.095 ? 2 : 3);
 }
+const percent = prob => hundredths(prob) + " %";
 const count = number => number.toLocaleString("en-US");
 const last = token => token.d[token.d.length - 1];
 
@@ -201,9 +201,9 @@ function show(index) {
         element("button", {type: "button", "aria-label": "Previous token", onclick: () => select(selected - 1)}, "‹"), " ",
         element("button", {type: "button", "aria-label": "Next token", onclick: () => select(selected + 1)}, "›"))),
     story(token),
-    element("h3", {}, "Through the chain"),
+    element("h3", {}, "Through the chain ", element("small", {}, "probabilities in %, entropy in nats")),
     element("div", {class: "wide"}, stageTable(token)),
-    element("h3", {}, "Candidates ", element("small", {}, "and their probability after each stage")),
+    element("h3", {}, "Candidates ", element("small", {}, "and their probability in % after each stage")),
     element("div", {class: "wide"}, candidateTable(token)),
     ...branchList(token, index));
 }
@@ -221,14 +221,14 @@ function stageTable(token) {
   const rows = token.d.map((point, stage) => element("tr", {},
     element("th", {scope: "row", title: stageNames[stage]}, stageNames[stage]),
     element("td", {}, count(point[CANDIDATES])),
-    element("td", {class: point[REMOVED] ? "cut" : ""}, point[REMOVED] ? "− " + percent(point[REMOVED]) : stage ? "0" : ""),
+    element("td", {class: point[REMOVED] ? "cut" : ""}, point[REMOVED] ? "− " + hundredths(point[REMOVED]) : stage ? "0" : ""),
     element("td", {}, point[ENTROPY].toFixed(2), element("small", {title: "as uncertain as so many equal candidates"},
       " ≈ " + count(+Math.exp(point[ENTROPY]).toPrecision(2)))),
     element("td", {}, count(point[RANK])),
-    element("td", {}, percent(point[PROB]))));
+    element("td", {}, hundredths(point[PROB]))));
   return element("table", {class: "stages"},
-    element("thead", {}, element("tr", {}, ...["after", "left", "removed", "entropy", "rank", "probability"].map(title =>
-      element("th", {scope: "col"}, title, ...(title === "entropy" ? [element("small", {}, ", nats")] : []))))),
+    element("thead", {}, element("tr", {}, ...["after", "left", "removed", "entropy", "rank", "prob."].map(title =>
+      element("th", {scope: "col"}, title)))),
     element("tbody", {}, ...rows));
 }
 
@@ -237,7 +237,7 @@ function candidateTable(token) {
   const rows = token.c.map(([number, probs]) => {
     const cells = probs.map((prob, stage) => prob === null
       ? element("td", {class: "gone"}, probs[stage - 1] === null ? "" : element("span", {class: "cut", title: "removed by " + stageNames[stage]}, "✕"))
-      : element("td", {"--share": (100 * prob / most).toFixed(1) + "%"}, percent(prob)));
+      : element("td", {"--share": (100 * prob / most).toFixed(1) + "%"}, hundredths(prob)));
     return element("tr", number === token.t ? {class: "drawn"} : {}, element("th", {scope: "row"}, name(number)), ...cells);
   });
   return element("table", {class: "candidates", "--columns": stageNames.length},
