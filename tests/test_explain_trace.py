@@ -17,7 +17,17 @@ from nvg.explain.reader import read_trace
 from nvg.explain.trace import TraceWriter, write_trace
 
 PROMPT = "The king"
-PARAMS = SamplingParams(sampler=[("topk", {"k": 6}), "temperature"], max_tokens=8, seed=2**64 - 1, explain=True, n=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reverse:
+    """Ranks change, and nothing is removed."""
+
+    def apply(self, logits, token_ids, state):
+        logits *= -0.1
+
+
+PARAMS = SamplingParams(sampler=[("topk", {"k": 6}), Reverse()], max_tokens=8, seed=2**64 - 1, explain=True, n=2)
 
 
 def never(line):
@@ -52,7 +62,7 @@ def test_every_number_is_in_the_trace(made):
     assert head["prompt_token_ids"] == output.prompt_token_ids
     assert "".join(head["prompt_texts"]) == PROMPT
     chain = [(stage["name"], stage["options"]) for stage in head["chain"]]
-    assert chain == [("topk", {"k": 6}), ("temperature", {"t": 1.0})]
+    assert chain == [("topk", {"k": 6}), ("Reverse", {})]
     for choice in output.outputs:
         tokens = [line for line in lines if line["type"] == "token" and line["choice"] == choice.index]
         for index, (line, explanation) in enumerate(zip(tokens, choice.explanations, strict=True)):

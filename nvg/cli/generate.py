@@ -264,7 +264,7 @@ class _Run:
         total_s = stats.prefill_s + stats.decode_s
         for title, time_s in stats.stages.items():
             since = time_s.since
-            if since is not None:
+            if since:
                 lines.append(f"{title} has not returned for {time.perf_counter() - since:.1f} s")
             elif time_s.seconds > total_s / 2:
                 lines.append(f"{title} took {time_s.seconds:.2f} s of the {total_s:.2f} s that all steps took")

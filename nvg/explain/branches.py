@@ -62,10 +62,7 @@ def grow(
     for first in range(0, len(places), _AT_ONCE):
         some = places[first : first + _AT_ONCE]
         prompts = [[*tokens[: len(prompt_token_ids) + index], token_id] for index, token_id in some]
-        lengths = [
-            0 if token_id in ending else min(num_tokens, llm.max_model_len - len(prompt))
-            for (_, token_id), prompt in zip(some, prompts, strict=True)
-        ]
+        lengths = [0 if token_id in ending else num_tokens for _, token_id in some]
         outputs = llm.generate(prompts, [dataclasses.replace(greedy, max_tokens=length) for length in lengths])
         if any(output.finish_reason == "aborted" for output in outputs):
             raise KeyboardInterrupt

@@ -54,17 +54,16 @@ class StageTime:
         self.seconds = 0.0
         self.last_s = 0.0
         """Of the last call."""
-        self.since: float | None = None
-        """When it was called, on time.perf_counter's clock, while it has not returned."""
+        self.since = 0.0
+        """When it was called, on time.perf_counter's clock; 0 once it has returned."""
 
     def __enter__(self) -> None:
         self.since = perf_counter()
 
-    def __exit__(self, *exception: object) -> None:
-        assert self.since is not None
-        self.last_s = perf_counter() - self.since
-        self.seconds += self.last_s
-        self.since = None
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.last_s = seconds = perf_counter() - self.since
+        self.seconds += seconds
+        self.since = 0.0
 
 
 class _State:
