@@ -2,7 +2,9 @@
 
 import io
 import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import traces
@@ -154,6 +156,22 @@ def test_what_is_no_trace_is_an_error(tmp_path):
     done = run_cli("explain", path, "-o", path)
     assert done.code == 2
     assert "the trace itself: give another file" in done.error
+
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_what_is_seen():
+    (shown,) = re.findall(r"^```text\n(.*?)^```", README, re.M | re.S)
+    assert run_cli("generate", "Once upon a time", "--seed", 2, "--max-tokens", 2, "--explain").stderr == shown + "\n"
+
+
+def test_the_readme_s_commands_run(tmp_path, monkeypatch):
+    (commands,) = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    for command in commands.splitlines():
+        assert run_cli(*shlex.split(command)[1:]).code == 0
+    assert "</html>" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 # ---- the view on a terminal
