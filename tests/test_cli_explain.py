@@ -72,6 +72,7 @@ def test_both_at_once(generate, tmp_path):
     [
         ((PROMPT, "--explain", "x.txt"), "--explain is 'x.txt': the name of its file must end in .jsonl"),
         (("--explain", "trace.json"), "--explain is 'trace.json': the name of its file must end in .jsonl"),
+        (("--explain=/dev/null",), "--explain is '/dev/null': the name of its file must end in .jsonl; a prompt goes"),
         ((PROMPT, "--explain", "another prompt"), "--explain is 'another prompt': the name"),
         ((PROMPT, "--explain", "a.jsonl", "--explain", "b.jsonl"), "--explain has 2 files; it writes one"),
         ((PROMPT, "--branches", 3), "--branches is 3, and there is no --explain FILE.jsonl to write them into"),

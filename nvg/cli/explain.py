@@ -17,6 +17,7 @@ SUFFIX = ".jsonl"
 """What a trace's name ends in."""
 LIVE = ""
 """The value of --explain without a file."""
+_FILE = re.compile(r"\S+\.\w{1,5}|\S*[/\\]\S*")  # what looks like a file's name rather than a prompt
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _OPTIONS = (
@@ -65,10 +66,11 @@ def files_and_prompt(explain: tuple[str, ...], prompt: str | None) -> tuple[list
             files.append(value)
         elif value == LIVE:
             pass
-        elif prompt is None and not re.fullmatch(r"\S+\.\w{1,5}", value):
+        elif prompt is None and not _FILE.fullmatch(value):
             prompt = options.TEXT(value)
         else:
-            raise click.UsageError(f"--explain is {value!r}: the name of its file must end in {SUFFIX}")
+            hint = "; a prompt goes before --explain" if prompt is None else ""
+            raise click.UsageError(f"--explain is {value!r}: the name of its file must end in {SUFFIX}{hint}")
     if len(files) > 1:
         raise click.UsageError(f"--explain has {len(files)} files; it writes one")
     return files, prompt
