@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from nvg.async_llm import AsyncLLM
     from nvg.hookspecs import hookimpl
     from nvg.llm import LLM
-    from nvg.params import Choice, EngineConfig, Piece, RequestOutput, SamplingParams, TokenLogprobs
+    from nvg.params import Choice, EngineConfig, Explanation, Piece, RequestOutput, SamplingParams, TokenLogprobs
 
 __all__ = [
     "LLM",
     "AsyncLLM",
     "Choice",
     "EngineConfig",
+    "Explanation",
     "Piece",
     "RequestOutput",
     "SamplingParams",

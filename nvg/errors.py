@@ -40,6 +40,10 @@ class SamplerError(PluginError):
     """A sampler raised, left NaN or removed every candidate; ends the one request that used it."""
 
 
+class TraceError(NvgError):
+    """A file is no trace of `nvg generate --explain`, or a damaged one."""
+
+
 class AbortedError(NvgError):
     """A step was cut short by `abort()`; what it wrote to the KV cache is void."""
 

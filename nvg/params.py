@@ -82,6 +82,8 @@ class SamplingParams:
     """Report, for each token, its log-probability before the chain and the k most probable tokens' (0: its own)."""
     prompt_logprobs: int | None = None
     """The same for the prompt's tokens but the first. Such a prompt does not read the prefix cache."""
+    explain: bool = False
+    """Report, for each token, what every stage of the chain did to the candidates; the tokens stay the same."""
     on_full: str = "stop"
     """When prompt and output fill the context: "stop" ends with "length"; "error" refuses a request that might come
     to it; "slide" goes on with the last half of the context, computed anew, because learned positions can't shift."""
@@ -119,6 +121,8 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0)
+        if not isinstance(self.explain, bool):
+            raise ParameterError(f"explain is {self.explain!r}; it must be True or False")
         if self.on_full not in ON_FULL:
             raise ParameterError(f"on_full is {self.on_full!r}; it must be one of {', '.join(ON_FULL)}")
         for name in ("stop", "stop_token_ids"):
@@ -219,6 +223,50 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """The candidates before or after a stage, and where the token that was drawn in the end stands among them."""
+
+    num_candidates: int
+    """How many can be drawn."""
+    entropy: float
+    """In nats; e^entropy equally probable candidates would have the same."""
+    rank: int
+    """The drawn token's; 1 is the most probable, and of equal ones the lowest id comes first."""
+    prob: float
+    """The drawn token's probability."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What one stage of the chain did to the candidates of one token."""
+
+    name: str
+    removed: float
+    """The probability, before the stage, of the candidates that it removed."""
+    before: Distribution
+    after: Distribution
+    seconds: float
+    """How long the stage's `apply` took."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How one token was drawn.
+
+    Probabilities and entropies are computed in float64 from the stages' float32 logits.
+    """
+
+    token_id: int
+    model: Distribution
+    """The model's own, before the first stage, of the tokens that may be drawn (`min_tokens` can ban some)."""
+    stages: tuple[StageRecord, ...]
+    candidates: Mapping[int, tuple[float | None, ...]]
+    """Probabilities of single tokens, by id: the model's, then after each stage; None from where it is removed. They
+    are the ten most probable of the model and of each stage, and the drawn one; the last distribution decides their
+    order, the one before it where that is equal, and so on."""
+
+
+@dataclass(frozen=True)
 class Choice:
     """One of a request's n continuations."""
 
@@ -228,11 +276,13 @@ class Choice:
     finish_reason: FinishReason
     logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
+    explanations: list[Explanation] | None = None
 
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """What a request gave. `text`, `token_ids`, `finish_reason`, `logprobs` and `error` are those of choice 0."""
+    """What a request gave. `text`, `token_ids`, `finish_reason`, `logprobs`, `explanations` and `error` are those of
+    choice 0."""
 
     prompt: str | None
     prompt_token_ids: list[int]
@@ -260,6 +310,10 @@ class RequestOutput:
         return self.outputs[0].logprobs
 
     @property
+    def explanations(self) -> list[Explanation] | None:
+        return self.outputs[0].explanations
+
+    @property
     def error(self) -> str | None:
         return self.outputs[0].error
 
@@ -275,3 +329,5 @@ class Piece:
     finish_reason: FinishReason | None
     index: int = 0
     error: str | None = None
+    explanations: list[Explanation] | None = None
+    """One for each of `token_ids`, where SamplingParams.explain asks for it."""

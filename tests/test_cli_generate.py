@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -162,7 +163,8 @@ def test_stats_are_on_stderr(expected, greedy):
     assert done.stderr.startswith("nvg: load ")
     assert "first token" in done.stderr
     assert "decode" in done.stderr
-    assert done.stderr.endswith("(12 tokens); seed 3; ended by length\n")
+    sampling = r"\(12 tokens\); a token's sampling [\d.]+ .?s \(greedy [\d.]+ .?s\)"
+    assert re.search(sampling + "; seed 3; ended by length\n$", done.stderr)
 
 
 def test_logprobs_are_lines_on_stderr(expected, greedy):

@@ -38,10 +38,12 @@ def test_an_installed_package_generates(kind, source, tmp_path):
         what = next((tmp_path / "dist").glob("nvg-*.whl"))
     run(scripts / "pip", "install", "-q", what)
     text = run(
-        scripts / "nvg", "generate", "The king", "--sampler", "greedy", "--max-tokens", "8",
+        scripts / "nvg", "generate", "The king", "--sampler", "greedy", "--max-tokens", "8", "--explain", "t.jsonl",
         cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     assert text == " was very angry, and said, '\n"
+    run(scripts / "nvg", "explain", "t.jsonl", cwd=tmp_path)
+    assert (tmp_path / "t.html").read_text(encoding="utf-8").count("<style>") == 1
     where = run(scripts / "python", "-c", "import nvg; print(nvg.__file__)", cwd=tmp_path)
     assert str(tmp_path) in where
 

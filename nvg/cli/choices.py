@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import click
 
 from nvg.cli import say
-from nvg.params import Piece, TokenLogprobs
+from nvg.params import Explanation, Piece, TokenLogprobs
 
 # What would command a terminal rather than show on it.
 _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -25,6 +25,7 @@ class Choice:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    explanations: list[Explanation] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
 
@@ -32,6 +33,7 @@ class Choice:
         self.text += piece.text
         self.token_ids += piece.token_ids
         self.logprobs += piece.logprobs or ()
+        self.explanations += piece.explanations or ()
         self.finish_reason, self.error = piece.finish_reason, piece.error
 
     def record(self, prefix: str, with_logprobs: bool) -> dict[str, Any]:

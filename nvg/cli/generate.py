@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nvg.cli import explain as explain_command
 from nvg.cli import options, say
 from nvg.cli.choices import Choice, JsonLinesWriter, TextWriter, Writer, print_logprobs
 from nvg.cli.interrupt import interruptible
@@ -18,9 +19,12 @@ from nvg.errors import ParameterError
 from nvg.params import EngineConfig, SamplingParams
 
 if TYPE_CHECKING:
+    from nvg.cli.live import LiveView
+    from nvg.explain.trace import TraceWriter
     from nvg.llm import LLM
 
 DEFAULT_PROMPT = "Once upon a time"
+_BRANCHES_AT_ONCE = 16
 _PARAMS = ("n", "max_tokens", "stop", "seed", "logprobs", "on_full", *options.SHORTCUTS)
 _CONFIG = ("model", "dtype", "kv_dtype", "kv_memory", "tokenizer", "threads")
 _GUIDANCE = ("negative_prompt", "guidance_scale")
@@ -66,7 +70,8 @@ _GUIDANCE = ("negative_prompt", "guidance_scale")
 )
 @click.option("--echo", is_flag=True, help="Begin the text with the prompt.")
 @click.option("--logprobs", type=int, metavar="K", help="Report log-probabilities: each token's and the K highest.")
-@click.option("--stats", is_flag=True, help="Report times and tok/s on stderr.")
+@click.option("--stats", is_flag=True, help="Report times, tok/s and what each sampler takes on stderr.")
+@explain_command.generate_options
 @options.dtype
 @options.kv_dtype
 @options.kv_memory
@@ -82,6 +87,9 @@ def generate(
     output_format: str,
     echo: bool,
     stats: bool,
+    explain: tuple[str, ...],
+    branches: int,
+    branch_tokens: int,
     **given: Any,
 ) -> None:
     """Continue PROMPT with a model, by default the embedded one.
@@ -94,26 +102,39 @@ def generate(
     Without PROMPT, stdin is the prompt if something is piped into it (less one newline at its end), else a default.
     An empty prompt begins a new text; one that begins with "-" goes after "--". stdout has the continuation only.
     Unless --sampler or --preset is given, the sampling chain is topk(40), topp(0.95), temperature(0.8). Flags such as
-    --top-p set an option of their stage, and add it unless --sampler is given.
+    --top-p set an option of their stage, and add it unless --sampler is given. --explain FILE writes what each stage
+    did to each token, and nvg explain makes a page of it.
     """
-    with options.flags_in_errors():
-        params = SamplingParams(sampler=samplers or None, **{name: given[name] for name in (*_PARAMS, *_GUIDANCE)})
+    files, prompt = explain_command.files_and_prompt(explain, prompt)
+    if branches and not files:
+        raise click.UsageError(f"--branches is {branches}, and there is no --explain FILE.jsonl to write them into")
+    with options.flags_in_errors(), contextlib.ExitStack() as stack:
+        params = SamplingParams(
+            sampler=samplers or None,
+            explain=bool(explain),
+            **{name: given[name] for name in (*_PARAMS, *_GUIDANCE)},
+        )
         if params.num_seqs > (most := EngineConfig.max_num_batched_tokens):  # a step has a token of each
             of_each = most // (params.num_seqs // params.n)
             raise ParameterError(f"n is {params.n}; it must be an integer from 1 to {of_each}")
-        config = EngineConfig(max_num_seqs=params.num_seqs, **{name: given[name] for name in _CONFIG})
+        num_seqs = max(params.num_seqs, _BRANCHES_AT_ONCE if branches else 1)
+        config = EngineConfig(max_num_seqs=num_seqs, **{name: given[name] for name in _CONFIG})
         if prompt is None:
             prompt = options.piped_stdin()
+        trace = stack.enter_context(_open_trace(files[0])) if files else None
         llm, params = interruptible(lambda: _load(config, params, preset, sampler_options))
         with llm:
             if prompt is None:
                 prompt = DEFAULT_PROMPT
                 say(f"no prompt given; continuing {prompt!r}")
-            run = _Run(llm, prompt, params)
+            run = _Run(llm, prompt, params, trace, is_live=any(value not in files for value in explain))
             prefix = prompt if echo else ""
             interrupted = run.write(output_format, prefix)
             if stats:
-                say(run.summary())
+                for line in run.summary():
+                    say(line)
+            if branches and not interrupted:
+                run.write_branches(branches, branch_tokens)
     errors = [choice.error for choice in run.choices if choice.error]
     for error in errors:
         say(f"error: {error}")
@@ -139,17 +160,34 @@ def _load(
     return LLM(**asdict(config), report=say), params
 
 
+def _open_trace(path: str) -> TraceWriter:
+    from nvg.explain.trace import TraceWriter
+
+    return TraceWriter(path)
+
+
 class _Run:
     """One prompt's run, and the numbers about it."""
 
-    def __init__(self, llm: LLM, prompt: str, params: SamplingParams) -> None:
+    def __init__(
+        self, llm: LLM, prompt: str, params: SamplingParams, trace: TraceWriter | None, *, is_live: bool
+    ) -> None:
         self._llm = llm
         self._prompt = prompt
         self._params = params
+        self._trace = trace
+        self._view = self._make_view() if is_live else None
         self.choices = [Choice(index) for index in range(params.n)]
         self._first_token_s: float | None = None
         self._start = time.perf_counter()
         self._stream = llm.stream(prompt, params)
+        if trace is not None:
+            trace.begin(llm, params, prompt, self._stream.prompt_token_ids, self._stream.seed)
+
+    def _make_view(self) -> LiveView:
+        from nvg.cli.live import LiveView
+
+        return LiveView(self._llm.tokenizer, [stage.name for stage in self._params.sampler], self._params.n)
 
     def write(self, output_format: str, prefix: str) -> bool:
         """Run to the end, writing to stdout; whether it was interrupted, in which case what there is is written."""
@@ -157,24 +195,32 @@ class _Run:
 
         with_logprobs = self._params.logprobs is not None
         writer: Writer | None = None
+        waits = output_format == "text" and self._view is not None and self._view.shares_terminal
         if output_format == "text":
-            writer = TextWriter(self.choices, prefix)
+            writer = None if waits else TextWriter(self.choices, prefix)
         elif output_format == "jsonl":
             writer = JsonLinesWriter(self.choices, prefix, self._header(), with_logprobs)
         num_tokens = self._params.n * self._params.max_tokens
         interrupted = False
         try:
-            with contextlib.closing(self._stream), token_bar(num_tokens, enabled=output_format != "text") as bar:
+            has_bar = output_format != "text" and self._view is None
+            with contextlib.closing(self._stream), token_bar(num_tokens, enabled=has_bar) as bar:
                 for piece in self._stream:
                     if self._first_token_s is None and piece.token_ids:
                         self._first_token_s = time.perf_counter() - self._start
                     bar.update(len(piece.token_ids))
                     choice = self.choices[piece.index]
                     choice.add(piece)
+                    if self._trace is not None:
+                        self._trace.add(piece)
+                    if self._view is not None:
+                        self._view.add(piece)
                     if writer is not None:
                         writer.update(choice)
         except KeyboardInterrupt:
             interrupted = True
+        if waits:
+            writer = TextWriter(self.choices, prefix)
         if writer is not None:
             writer.finish()
         else:
@@ -184,8 +230,25 @@ class _Run:
             print_logprobs(self._llm.tokenizer, self.choices)
         return interrupted
 
-    def summary(self) -> str:
-        """The numbers in a line."""
+    def write_branches(self, num: int, num_tokens: int) -> None:
+        """Add alternatives to each token to the trace. Ctrl-C raises KeyboardInterrupt."""
+        from nvg.explain.branches import grow
+        from nvg.progress import token_bar
+
+        assert self._trace is not None
+        num_places = sum(len(choice.token_ids) for choice in self.choices)
+        with token_bar(num_places * num * num_tokens, enabled=True) as bar:
+            for choice in self.choices:
+                places = self._stream.prompt_token_ids, choice.explanations
+                for branches in grow(
+                    self._llm, self._params, *places, choice=choice.index, num=num, num_tokens=num_tokens
+                ):
+                    for branch in branches:
+                        self._trace.branch(branch)
+                    bar.update(len(branches) * num_tokens)
+
+    def summary(self) -> list[str]:
+        """The numbers, in lines."""
         stats, usage = self._llm.stats, self._numbers()["usage"]
         parts = [f"load {self._llm.load_s:.2f} s"]
         if self._first_token_s is not None:
@@ -194,8 +257,25 @@ class _Run:
             parts.append(f"prefill {stats.prefill_tok_s:.0f} tok/s ({usage['prompt_tokens']} tokens)")
         if stats.decode_tok_s:
             parts.append(f"decode {stats.decode_tok_s:.0f} tok/s ({usage['completion_tokens']} tokens)")
+        if stats.stages and usage["completion_tokens"]:
+            per_token = {title: time_s.seconds / usage["completion_tokens"] for title, time_s in stats.stages.items()}
+            names = {stage.title: stage.name for stage in self._params.sampler}
+            shown = ", ".join(f"{names[title]} {_duration(seconds)}" for title, seconds in per_token.items())
+            parts.append(f"a token's sampling {_duration(sum(per_token.values()))} ({shown})")
         reasons = ", ".join(choice.finish_reason or "aborted" for choice in self.choices)
-        return "; ".join([*parts, f"seed {self._stream.seed}", f"ended by {reasons}"])
+        return ["; ".join([*parts, f"seed {self._stream.seed}", f"ended by {reasons}"]), *self._slow_stages()]
+
+    def _slow_stages(self) -> list[str]:
+        """A line for a sampler that has not returned, or has taken most of the time."""
+        stats, lines = self._llm.stats, []
+        total_s = stats.prefill_s + stats.decode_s
+        for title, time_s in stats.stages.items():
+            since = time_s.since
+            if since:
+                lines.append(f"{title} has not returned for {time.perf_counter() - since:.1f} s")
+            elif time_s.seconds > total_s / 2:
+                lines.append(f"{title} took {time_s.seconds:.2f} s of the {total_s:.2f} s that all steps took")
+        return lines
 
     def _header(self) -> dict[str, Any]:
         return {"model": self._llm.config.model, "prompt": self._prompt, "seed": self._stream.seed}
@@ -214,3 +294,11 @@ class _Run:
                 "decode_tok_s": stats.decode_tok_s,
             },
         }
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in the unit that leaves three digits or fewer before the point."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.2f} {unit}"
+    return f"{seconds * 1e6:.1f} us"

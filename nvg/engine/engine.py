@@ -250,7 +250,7 @@ class Engine:
             return
         if not sequence.fills_context:
             try:
-                text, reason = draw(sequence, rows[-1], self.tokenizer)
+                text, reason = draw(sequence, rows[-1], self.tokenizer, self.stats)
             except NvgError as error:
                 sequence.error = str(error)
                 self._finish(sequence, "error", sequence.text.finish(), 0)

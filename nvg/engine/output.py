@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from nvg.engine.sequence import ChoiceSequence
+from nvg.engine.stats import EngineStats
 from nvg.errors import EngineError
 from nvg.model.contract import Float32
 from nvg.params import FinishReason
 from nvg.sampling.chain import Chain
 from nvg.sampling.contract import SamplerRequest
 from nvg.sampling.logprobs import token_logprobs
+from nvg.sampling.recorder import Recorder
 from nvg.tokenizers.contract import Tokenizer
 
 
-def draw(sequence: ChoiceSequence, row: Float32, tokenizer: Tokenizer) -> tuple[str, FinishReason | None]:
-    """Draw the sequence's next token from its logits (V,), which are overwritten.
+def draw(
+    sequence: ChoiceSequence, row: Float32, tokenizer: Tokenizer, stats: EngineStats
+) -> tuple[str, FinishReason | None]:
+    """Draw the sequence's next token from its logits (V,), which are overwritten; what samplers take goes to `stats`.
 
     Returns the text that can be shown now, and why the sequence ends, if it does. Raises NvgError, which ends this
     sequence alone.
@@ -21,13 +25,16 @@ def draw(sequence: ChoiceSequence, row: Float32, tokenizer: Tokenizer) -> tuple[
     params, ending = sequence.request.params, sequence.request.ending
     num_ids = min(len(row), tokenizer.vocab_size)  # ids beyond the tokenizer's have no text
     if sequence.chain is None:
-        sequence.chain = _chain(sequence, num_ids, tokenizer)
+        sequence.chain = _chain(sequence, num_ids, tokenizer, stats)
     row = row[:num_ids]
     output = sequence.output_token_ids
     banned = sorted(ending) if len(output) < params.min_tokens else ()
     raw = None if sequence.logprobs is None else row.copy()
     token_id, _ = sequence.chain.sample(row, sequence.prompt_token_ids, output, banned=banned)
     sequence.append(token_id)
+    if sequence.explanations is not None:
+        assert sequence.chain.recorder is not None
+        sequence.explanations.append(sequence.chain.recorder.explain(token_id))
     if raw is not None:
         assert sequence.logprobs is not None
         sequence.logprobs.append(token_logprobs(raw, token_id, params.logprobs or 0))
@@ -58,7 +65,7 @@ def add_prompt_logprobs(sequence: ChoiceSequence, first: int, rows: Float32, num
             request.prompt_logprobs.append(one)
 
 
-def _chain(sequence: ChoiceSequence, num_ids: int, tokenizer: Tokenizer) -> Chain:
+def _chain(sequence: ChoiceSequence, num_ids: int, tokenizer: Tokenizer, stats: EngineStats) -> Chain:
     request = sequence.request
     told = SamplerRequest(
         tokenizer=tokenizer,
@@ -67,4 +74,5 @@ def _chain(sequence: ChoiceSequence, num_ids: int, tokenizer: Tokenizer) -> Chai
         prompt_token_ids=sequence.prompt_token_ids,
         params=request.params,
     )
-    return Chain(request.stages, told, request.seed, sequence.index)
+    recorder = Recorder() if request.params.explain else None
+    return Chain(request.stages, told, request.seed, sequence.index, times=stats.stages, recorder=recorder)

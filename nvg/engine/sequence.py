@@ -11,7 +11,7 @@ import numpy as np
 
 from nvg.engine.kv import KVEntries
 from nvg.model.contract import Int32
-from nvg.params import Choice, FinishReason, Piece, RequestOutput, SamplingParams, TokenLogprobs
+from nvg.params import Choice, Explanation, FinishReason, Piece, RequestOutput, SamplingParams, TokenLogprobs
 from nvg.sampling.chain import Chain, Stage
 from nvg.tokenizers.stream import TextStream
 
@@ -181,6 +181,7 @@ class ChoiceSequence(Sequence):
         self.chain: Chain | None = None
         self.text = text
         self.logprobs: list[TokenLogprobs] | None = None if request.params.logprobs is None else []
+        self.explanations: list[Explanation] | None = [] if request.params.explain else None
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self._shown: list[str] = []
@@ -207,10 +208,12 @@ class ChoiceSequence(Sequence):
         self._shown.append(text)
         token_ids = self._tokens[self.num_tokens - num_token_ids : self.num_tokens].tolist()
         logprobs = self.logprobs[-1:] if self.logprobs is not None and num_token_ids else None
-        return Piece(text, token_ids, logprobs, self.finish_reason, self.index, self.error)
+        explanations = self.explanations[-1:] if self.explanations is not None and num_token_ids else None
+        return Piece(text, token_ids, logprobs, self.finish_reason, self.index, self.error, explanations)
 
     def choice(self) -> Choice:
         """The finished sequence, for its user."""
         assert self.finish_reason
         token_ids = self.output_token_ids.tolist()
-        return Choice(self.index, "".join(self._shown), token_ids, self.finish_reason, self.logprobs, self.error)
+        text = "".join(self._shown)
+        return Choice(self.index, text, token_ids, self.finish_reason, self.logprobs, self.error, self.explanations)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from nvg.sampling.chain import StageTime
 
 
 @dataclass
@@ -21,6 +23,8 @@ class EngineStats:
     steps: int = 0
     model_s: float = 0.0
     """Seconds that the model runner took of prefill_s + decode_s; the others went to scheduling and sampling."""
+    stages: dict[str, StageTime] = field(default_factory=dict)
+    """What each sampler took, by its title: its name, and the distribution or file that it comes from."""
 
     def count(self, prefill_tokens: int, decode_tokens: int, seconds: float, model_s: float) -> None:
         """Add a step."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from nvg.sampling import edit, logprobs, random, select, spread
 from nvg.sampling.contract import Logits, SamplerRequest, TokenIds
 from nvg.sampling.draw import draw
 from nvg.sampling.random import DRAW_STAGE, uniform
+from nvg.sampling.recorder import Recorder
 
 _FEW = 1024
 """Of a whole row, so many candidates are found while they are counted."""
@@ -42,6 +44,27 @@ class Stage:
     @property
     def title(self) -> str:
         return f"sampler {self.name!r} of {self.origin}"
+
+
+class StageTime:
+    """How long a sampler has taken: its `start`, `apply` and `accept` in all chains together. Used in a `with`."""
+
+    __slots__ = ("last_s", "seconds", "since")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.last_s = 0.0
+        """Of the last call."""
+        self.since = 0.0
+        """When it was called, on time.perf_counter's clock; 0 once it has returned."""
+
+    def __enter__(self) -> None:
+        self.since = perf_counter()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.last_s = seconds = perf_counter() - self.since
+        self.seconds += seconds
+        self.since = 0.0
 
 
 class _State:
@@ -79,21 +102,34 @@ class Chain:
     """The stages of one choice of one request, with what they remember of it.
 
     request: what each spec's `start` is told; `request.vocab_size` is the number of logits in a row. Ids from the
-    tokenizer's `vocab_size` on are never candidates. choice: index among the request's n choices.
+    tokenizer's `vocab_size` on are never candidates. choice: index among the request's n choices. times: by the stages'
+    titles; new ones are added. recorder: sees what each stage leaves.
 
     Raises SamplerError if a sampler's `start` fails.
     """
 
-    def __init__(self, stages: Sequence[Stage], request: SamplerRequest, seed: int, choice: int = 0) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        request: SamplerRequest,
+        seed: int,
+        choice: int = 0,
+        *,
+        times: dict[str, StageTime] | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._seed = seed
         self._choice = choice
-        self._working = [(stage, _started(stage, request)) for stage in stages]
-        self._accepting = [
-            (stage, sampler) for stage, sampler in self._working if getattr(sampler, "accept", None) is not None
+        self.recorder = recorder
+        times = {} if times is None else times
+        clocks = [times.setdefault(stage.title, StageTime()) for stage in stages]
+        self._working = [
+            (stage, _started(stage, request, clock), clock) for stage, clock in zip(stages, clocks, strict=True)
         ]
+        self._accepting = [one for one in self._working if getattr(one[1], "accept", None) is not None]
         wide = [
             index
-            for index, (stage, sampler) in enumerate(self._working)
+            for index, (stage, sampler, _) in enumerate(self._working)
             if getattr(stage.spec, "needs_vocab", False) or getattr(sampler, "needs_vocab", False)
         ]
         self._last_wide = wide[-1] if wide else -1  # up to this stage candidates are never compacted
@@ -122,14 +158,18 @@ class Chain:
         step = output_token_ids.size
         candidates, token_ids, num_left = self._candidates(logits, banned, step)
         shown_ids = self._shown_ids  # views: whoever holds an array that owns its memory can make it writable
-        for index, (stage, sampler) in enumerate(self._working):
+        recorder = self.recorder
+        if recorder is not None:
+            recorder.begin(candidates, token_ids)
+        for index, (stage, sampler, clock) in enumerate(self._working):
             if index > self._last_wide and num_left < candidates.size:
                 candidates, token_ids = self._compact(candidates, token_ids, num_left)
                 shown_ids = token_ids.view()
             removed = candidates == -np.inf if num_left < candidates.size else None
             state = _State(prompt_token_ids, output_token_ids, self._seed, self._choice, index)
             try:
-                returned = sampler.apply(candidates, shown_ids, state)
+                with clock:
+                    returned = sampler.apply(candidates, shown_ids, state)
             except _FAULTS as error:
                 raise SamplerError(_at(stage, f"raised {cause(error)}", step)) from error
             if returned is not None:
@@ -140,6 +180,8 @@ class Chain:
             num_left = self._count(candidates, token_ids)
             if num_left <= 0:
                 raise SamplerError(_at(stage, _fault(candidates), step))
+            if recorder is not None:
+                recorder.stage(stage.name, clock.last_s, candidates, token_ids)
         if num_left < candidates.size:
             candidates, token_ids = self._compact(candidates, token_ids, num_left)
         if num_left == 1:
@@ -191,20 +233,22 @@ class Chain:
         return left, left_ids
 
     def _accept(self, token_id: int, logprob: float, step: int) -> None:
-        for stage, sampler in self._accepting:
+        for stage, sampler, clock in self._accepting:
             try:
-                sampler.accept(token_id, logprob)
+                with clock:
+                    sampler.accept(token_id, logprob)
             except _FAULTS as error:
                 raise SamplerError(_at(stage, f"raised in accept {cause(error)}", step)) from error
 
 
-def _started(stage: Stage, request: SamplerRequest) -> Any:
+def _started(stage: Stage, request: SamplerRequest, clock: StageTime) -> Any:
     """The object that works for one sequence: what `start` gives, or the spec itself."""
     start = getattr(stage.spec, "start", None)
     if start is None:
         return stage.spec
     try:
-        sampler = start(request)
+        with clock:
+            sampler = start(request)
     except _FAULTS as error:
         raise SamplerError(f"{stage.title} raised in start {cause(error)}") from error
     if not callable(getattr(sampler, "apply", None)):

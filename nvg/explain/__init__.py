@@ -1,0 +1,1 @@
+"""How each token came about, kept and shown: a trace in JSON lines, branches, and one HTML page."""
