@@ -45,7 +45,7 @@ _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>.*))?")
 
 # What running somebody's module may end in: a module that calls sys.exit() must not end the process.
-_FOREIGN_FAULTS = (Exception, SystemExit)
+FOREIGN_FAULTS = (Exception, SystemExit)
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
@@ -93,7 +93,7 @@ class Entry:
                 target = importlib.import_module(module)
                 for attribute in path.split("."):
                     target = getattr(target, attribute)
-            except _FOREIGN_FAULTS as error:
+            except FOREIGN_FAULTS as error:
                 raise PluginError(f"{self.title} could not be imported from {self.target}: {cause(error)}") from error
         required = _KINDS[self.kind][1]
         if not callable(getattr(target, required, None)):
@@ -212,7 +212,7 @@ class Registry:
         """
         try:
             self._add(plugin, name, origin or name)
-        except _FOREIGN_FAULTS as error:
+        except FOREIGN_FAULTS as error:
             raise PluginError(_not_loaded(name, origin or name, error)) from error
 
     def unregister(self, name: str) -> None:
@@ -255,7 +255,7 @@ class Registry:
         try:
             # Two distributions may use one entry point name: the distribution makes it unique.
             self._add(point.load(), f"{_distribution(point)}:{point.name}", origin)
-        except _FOREIGN_FAULTS as error:
+        except FOREIGN_FAULTS as error:
             self.broken.append(BrokenPlugin(point.name, origin, _not_loaded(point.name, origin, error)))
 
     def _report_missing(self, load_plugins: str | None) -> None:
@@ -337,7 +337,7 @@ def _run_file(path: Path) -> ModuleType:
                 del sys.modules[name]
                 raise
         return sys.modules[name]
-    except _FOREIGN_FAULTS as error:
+    except FOREIGN_FAULTS as error:
         raise PluginError(f"sampler file {str(path)!r} failed: {cause(error)}") from error
 
 
