@@ -10,6 +10,7 @@ means none. This module imports neither numpy nor numba.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -46,6 +47,24 @@ _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>.*))?")
 
 # What running somebody's module may end in: a module that calls sys.exit() must not end the process.
 FOREIGN_FAULTS = (Exception, SystemExit)
+
+
+_running = threading.local()
+
+
+@contextlib.contextmanager
+def foreign_code() -> Iterator[None]:
+    """Somebody's module is run in this thread: what it prints is not the program's own output."""
+    _running.depth = getattr(_running, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _running.depth -= 1
+
+
+def in_foreign_code() -> bool:
+    """Whether this thread runs a plugin's module just now."""
+    return getattr(_running, "depth", 0) > 0
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
@@ -90,7 +109,8 @@ class Entry:
         if isinstance(target, str):
             module, _, path = target.partition(":")
             try:
-                target = importlib.import_module(module)
+                with foreign_code():
+                    target = importlib.import_module(module)
                 for attribute in path.split("."):
                     target = getattr(target, attribute)
             except FOREIGN_FAULTS as error:
@@ -254,7 +274,8 @@ class Registry:
         origin = _origin(point)
         try:
             # Two distributions may use one entry point name: the distribution makes it unique.
-            self._add(point.load(), f"{_distribution(point)}:{point.name}", origin)
+            with foreign_code():
+                self._add(point.load(), f"{_distribution(point)}:{point.name}", origin)
         except FOREIGN_FAULTS as error:
             self.broken.append(BrokenPlugin(point.name, origin, _not_loaded(point.name, origin, error)))
 
@@ -332,7 +353,8 @@ def _run_file(path: Path) -> ModuleType:
             module.__file__ = str(path)
             sys.modules[name] = module  # dataclasses look their annotations up there
             try:
-                exec(compile(source, str(path), "exec"), vars(module))
+                with foreign_code():
+                    exec(compile(source, str(path), "exec"), vars(module))
             except BaseException:
                 del sys.modules[name]
                 raise

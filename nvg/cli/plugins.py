@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nvg.cli import plugin_commands, say
+from nvg.cli.interrupt import interruptible
 from nvg.cli.table import print_table
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def check(
     output_format: str,
 ) -> None:
     """Check that the sampler or tokenizer NAME (or FILE.py:NAME) keeps its contract; exit 1 if it does not."""
-    title, results = _check(name, options, max_us, kind, model, lossy)
+    title, results = interruptible(lambda: _check(name, options, max_us, kind, model, lossy))
     failed = [result for result in results if result.status == "failed"]
     if output_format == "json":
         click.echo(json.dumps({"name": name, "passed": not failed, "checks": [asdict(result) for result in results]}))

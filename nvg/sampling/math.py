@@ -2,8 +2,8 @@
 
 Each takes `logits`, float32 (n,) and contiguous, of which at least one is finite and none NaN or +inf (-inf is a
 removed candidate), and changes nothing but `out`. Those that Python calls first compile, and are then kept in nvg's
-compile cache. A function of one's own may be `@njit(cache=True)`: what it calls here becomes part of its machine code, which
-Numba makes again when the author's file changes, or its version.
+compile cache. A function of one's own may be `@njit(cache=True)`: what it calls here becomes part of its machine code,
+which Numba makes again when the author's file changes, or the versions of Numba and the CPU.
 """
 
 # mypy: disallow-untyped-decorators=False, warn-return-any=False
