@@ -10,15 +10,15 @@ from nvg_grammar.matchers import matcher_for
 
 @dataclass(frozen=True)
 class Grammar:
-    """Text in a given form, by llguidance (github.com/guidance-ai/llguidance): tokens that can't lead to it are removed,
-    and end-of-text stays where the text is whole. One of schema, regex, choice and lark is given; it is the chain's
-    first stage.
+    """Text in a given form, by llguidance (github.com/guidance-ai/llguidance): tokens that can't lead to it are
+    removed, and end-of-text stays where the text is whole. One of schema, regex, choice and lark is given; it is the
+    chain's first stage.
 
     schema: a JSON Schema, as text or as @FILE
     regex: a regular expression for all of the text, in Rust's syntax; no look-around, no back-references
     choice: texts, of which one is written, separated by commas; a comma in one is written with a backslash before it
     lark: a grammar in llguidance's dialect of Lark, as text or as @FILE
-    whitespace: whether JSON may have any space and line ends between its parts; else one space after each comma and colon
+    whitespace: whether JSON may have any space between its parts; else one space after each comma and colon
     """
 
     schema: str | None = None
@@ -70,8 +70,8 @@ class Guided:
         if logits.max() == -np.inf:
             num_allowed = int(np.count_nonzero(~removed[: self._mask.size * 32]))
             raise ValueError(
-                f"none of the {num_allowed} tokens that the form allows here is among the candidates that are left: put "
-                f"grammar before what removes them in the chain{self._about_min_tokens(state)}"
+                f"none of the {num_allowed} tokens that the form allows here is among the candidates that are left: "
+                f"put grammar before what removes them in the chain{self._about_min_tokens(state)}"
             )
 
     def accept(self, token_id, logprob):

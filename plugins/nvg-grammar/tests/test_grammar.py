@@ -7,12 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import nvg_grammar
 import pytest
-
-pytest.importorskip("llguidance")
-jsonschema = pytest.importorskip("jsonschema")
 import schemas
 from nvg_grammar.benchmark import FORMS, token_times
 from nvg_grammar.sampler import Grammar
@@ -200,8 +198,8 @@ def test_what_was_removed_before_it():
     with pytest.raises(SamplerError) as caught:
         chain.sample(logits, request.prompt_token_ids, np.empty(0, np.int32))
     assert str(caught.value).startswith(
-        "sampler 'grammar' of nvg-grammar 0.1.0 raised ValueError: none of the 1 tokens that the form allows here is among "
-        "the candidates that are left: put grammar before what removes them in the chain"
+        "sampler 'grammar' of nvg-grammar 0.1.0 raised ValueError: none of the 1 tokens that the form allows here is "
+        "among the candidates that are left: put grammar before what removes them in the chain"
     )
 
 
