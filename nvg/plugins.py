@@ -35,11 +35,11 @@ LOAD_VARIABLE = "NVG_LOAD_PLUGINS"
 BUILT_IN = "nvg (built in)"
 COMMANDS_GROUP = "nvg.commands"
 
-# kind -> (its hook, the attribute that every target of that kind has)
+# kind -> (its hook, the methods of which every target of that kind has one)
 _KINDS = {
-    "sampler": ("nvg_register_samplers", "apply"),
-    "tokenizer": ("nvg_register_tokenizers", "from_dir"),
-    "model": ("nvg_register_models", "from_checkpoint"),
+    "sampler": ("nvg_register_samplers", ("apply", "start")),
+    "tokenizer": ("nvg_register_tokenizers", ("from_dir",)),
+    "model": ("nvg_register_models", ("from_checkpoint",)),
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -65,6 +65,11 @@ def foreign_code() -> Iterator[None]:
 def in_foreign_code() -> bool:
     """Whether this thread runs a plugin's module just now."""
     return getattr(_running, "depth", 0) > 0
+
+
+def is_sampler(target: object) -> bool:
+    """Whether a spec, or its class, has `apply`, or `start` to make what has it."""
+    return any(callable(getattr(target, method, None)) for method in _KINDS["sampler"][1])
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
@@ -116,8 +121,8 @@ class Entry:
             except FOREIGN_FAULTS as error:
                 raise PluginError(f"{self.title} could not be imported from {self.target}: {cause(error)}") from error
         required = _KINDS[self.kind][1]
-        if not callable(getattr(target, required, None)):
-            raise PluginError(f"{self.title} is no {self.kind}: {self.location} has no method {required}()")
+        if not any(callable(getattr(target, method, None)) for method in required):
+            raise PluginError(f"{self.title} is no {self.kind}: {self.location} has no method {required[0]}()")
         return target
 
 
@@ -320,7 +325,7 @@ def file_sampler(reference: str) -> Entry:
     candidates = [
         name
         for name, value in vars(module).items()
-        if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "apply")
+        if isinstance(value, type) and value.__module__ == module.__name__ and is_sampler(value)
     ]
     name = match["attribute"]
     if not name:

@@ -351,13 +351,14 @@ class Exits:
 
 @dataclass(frozen=True)
 class WrongFormula(Fine):
-    """Twice the share.
+    """Also takes away half a nat from all but the best.
 
     share: above 0, at most 1
     """
 
     def apply(self, logits, token_ids, state):
-        logits[logits < logits.max() + np.log(self.share * 2)] = -np.inf
+        super().apply(logits, token_ids, state)
+        logits[logits < logits.max()] -= 0.5
 
 
 @dataclass(frozen=True)
@@ -385,7 +386,7 @@ WRONG = [
     (TakesNaN, "options", "share=nan is taken; raise ValueError"),
     (TakesAnything, "options", "with share=-1.0, "),
     (Vague, "options", "is refused with 'out of range'; say in one line the option's name"),
-    (Asserting, "options", "raises AssertionError (share); raise ValueError"),
+    (Asserting, "options", "share=nan raises AssertionError: share"),
     (LeavesNaN, "whole vocabulary", "apply left NaN for 257 candidates (all logits equal, n=257, output token 0)"),
     (Overflows, "whole vocabulary", "apply left +inf for"),
     (Returns, "whole vocabulary", "apply returned a ndarray"),

@@ -24,8 +24,9 @@ Float64 = npt.NDArray[np.float64]
 
 def softmax(logits: npt.NDArray[Any]) -> Float64:
     """Probabilities, float64 (n,), of logits (n,), -inf giving 0."""
-    weights = np.exp(logits.astype(np.float64) - float(logits.max()))
-    return weights / weights.sum()
+    weights: Float64 = np.exp(logits.astype(np.float64) - float(logits.max()))
+    weights /= weights.sum()
+    return weights
 
 
 def check_draws(entry: Entry, spec: Any, formula: Callable[[Float64], Float64] | None) -> str:

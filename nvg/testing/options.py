@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nvg.errors import NvgError
-from nvg.plugins import Entry
+from nvg.plugins import Entry, cause
 from nvg.sampling.options import Option, make_spec, options_of, summary
 from nvg.testing.results import ViolationError
 from nvg.testing.rows import SequenceRun, few_rows, whole_rows
@@ -79,7 +79,7 @@ def _is_refused(entry: Entry, options: Mapping[str, Any], option: Option, value:
         return True
     except Exception as error:
         raise ViolationError(
-            f"{option.name}={value!r} raises {type(error).__name__} ({error}); raise ValueError with the option's "
+            f"{option.name}={value!r} raises {cause(error)}; raise ValueError with the option's "
             "name, the value and the allowed range"
         ) from None
     return False

@@ -34,10 +34,14 @@ class WideTokenizer(BytesTokenizer):
     def from_dir(cls, path: str | os.PathLike[str]) -> WideTokenizer:
         return cls()
 
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        ids = super().encode(text, allow_special=allow_special)
+        return [self.vocab_size - 1 if token_id == 256 else token_id for token_id in ids]
+
     def token_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < self.vocab_size:
             raise unknown_token_id(token_id, self.vocab_size)
-        if token_id == self.eos_token_ids[0]:
+        if token_id == self.vocab_size - 1:
             return b"<|endoftext|>"
         return bytes((token_id,)) if token_id < 256 else bytes(divmod(token_id - 256, 256))
 
@@ -69,9 +73,8 @@ class Row:
 def random_row(size: int, seed: int = 0, spread: float = 3.0) -> Logits:
     """Logits as a model gives them: float32 (size,), no two equal."""
     generator = np.random.Generator(np.random.PCG64(seed))
-    return np.unique(generator.standard_normal(2 * size + 16, np.float32) * np.float32(spread))[
-        generator.permutation(size)
-    ]
+    values = np.unique(generator.standard_normal(size + size // 8 + 16, np.float32) * np.float32(spread))
+    return generator.permutation(values)[:size]
 
 
 def whole_rows(size: int) -> list[Row]:
@@ -155,7 +158,8 @@ class SequenceRun:
 
     def apply(self, row: Row, *, may_remove_all: bool = False) -> Logits:
         """The logits after the sampler's work on a row. Raises ViolationError where it broke the contract."""
-        logits, ids = row.logits.copy(), row.token_ids.copy()
+        logits: Logits = row.logits.copy()
+        ids = row.token_ids.copy()
         ids.flags.writeable = False
         state = KitState(self._output, self._seed)
         returned = self.sampler.apply(logits, ids.view(), state)

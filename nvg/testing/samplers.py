@@ -255,13 +255,14 @@ def _step(run: SequenceRun, seed: int, step: int) -> Logits:
 def _differences(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """How far apart two rows are, element by element; infinite where only one of them is removed."""
     with np.errstate(invalid="ignore"):
-        apart = np.abs(one.astype(np.float64) - other)
+        apart: npt.NDArray[np.float64] = np.abs(one.astype(np.float64) - other)
     apart[(one == -np.inf) & (other == -np.inf)] = 0
     return apart
 
 
 def _differ(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
-    return bool((_differences(one, other) > _TOLERANCE * np.maximum(1, np.abs(other))).any())
+    scale = np.where(np.isfinite(other), np.maximum(1, np.abs(other)), 1)
+    return bool((_differences(one, other) > _TOLERANCE * scale).any())
 
 
 SAMPLER_CHECKS: Mapping[str, Check[Subject]] = {

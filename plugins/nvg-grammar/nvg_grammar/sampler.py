@@ -45,9 +45,6 @@ class Grammar:
     def start(self, request):
         return Guided(matcher_for(self, request.tokenizer, request.vocab_size, request.eos_token_ids), request)
 
-    def apply(self, logits, token_ids, state):
-        raise NotImplementedError("a grammar works on a sequence: call start(request) first")
-
 
 class Guided:
     """One sequence's place in the form."""
