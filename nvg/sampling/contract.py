@@ -58,7 +58,7 @@ class Sampler(Protocol):
     `needs_vocab = True`: n is always the whole vocabulary, removed candidates being -inf.
 
     `may_remove_all = True`: a row may hold nothing that the sampler lets through, as with a grammar or a list of banned
-    words; `nvg.testing` then does not hold that against it.
+    words. It then removes all, or raises ValueError to say why, and `nvg.testing` does not hold that against it.
     """
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:

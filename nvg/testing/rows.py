@@ -162,7 +162,12 @@ class SequenceRun:
         ids = row.token_ids.copy()
         ids.flags.writeable = False
         state = KitState(self._output, self._seed)
-        returned = self.sampler.apply(logits, ids.view(), state)
+        try:
+            returned = self.sampler.apply(logits, ids.view(), state)
+        except ValueError:
+            if not may_remove_all:
+                raise
+            return np.full_like(logits, -np.inf)  # it says why it lets nothing through
         self.num_drawn += state.num_drawn
         where = f"({row.label}, n={row.logits.size}, output token {state.step})"
         if returned is not None:

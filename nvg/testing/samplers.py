@@ -226,7 +226,7 @@ def _speed(subject: Subject) -> str:
     size = WideTokenizer.vocab_size
     whole = Row("usual logits", random_row(size), np.arange(size, dtype=np.int32))
     parts = [f"{_microseconds(subject, whole):.1f} us for {size} candidates"]
-    if not subject.needs_vocab:
+    if not subject.needs_vocab and not subject.may_remove_all:
         parts.append(f"{_microseconds(subject, few_rows(size)[2]):.1f} us for 40")
     if subject.max_us is not None and float(parts[0].split()[0]) > subject.max_us:
         raise ViolationError(f"{parts[0]}, more than the {subject.max_us:g} that are asked for; see nvg.sampling.math")

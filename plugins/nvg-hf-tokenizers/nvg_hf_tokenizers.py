@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from tokenizers import Tokenizer
 
-from nvg.errors import CheckpointError
+from nvg.errors import CheckpointError, ParameterError
 from nvg.tokenizers.checks import joined_surrogates, unknown_token_id
 
 # GPT-2's alphabet of bytes: those that print stand for themselves, the others follow from U+0100 on.
@@ -41,6 +41,8 @@ class HFTokenizer:
         decoders = _decoders(json.loads(text).get("decoder"))
         if "CTC" in decoders:
             raise CheckpointError(f"{source}: its decoder, CTC, depends on neighbouring tokens: it can't be streamed")
+        model = json.loads(text)["model"]
+        unknown = {self._plain.token_to_id(model["unk_token"]) if model.get("unk_token") else model.get("unk_id")}
         self._is_byte_level, self._has_fallback = "ByteLevel" in decoders, "ByteFallback" in decoders
         added = self._plain.get_added_tokens_decoder()
         self._added = {token_id: token.content for token_id, token in added.items()}
@@ -48,6 +50,10 @@ class HFTokenizer:
         self.special_tokens = MappingProxyType(special)
         self.vocab_size = 1 + max(self._plain.get_vocab(with_added_tokens=True).values())
         self.eos_token_ids = eos_token_ids or tuple(special[name] for name in _END_TOKENS if name in special)[:1]
+        self._commands = frozenset(special.values()) - unknown
+        self._inside_commands = re.compile(
+            "|".join(f"(?<={re.escape(text[0])})(?={re.escape(text[1:])})" for text in special if len(text) > 1) or "$^"
+        )
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self._bytes = {}
 
@@ -66,12 +72,20 @@ class HFTokenizer:
         return cls(text, _eos_token_ids(directory), str(source))
 
     def encode(self, text, *, allow_special=False):
-        return self._encoder(allow_special).encode(joined_surrogates(text), add_special_tokens=False).ids
+        text = joined_surrogates(text)
+        ids = self._encoder(allow_special).encode(text, add_special_tokens=False).ids
+        return ids if allow_special or self._commands.isdisjoint(ids) else self._encode_cut(text)
 
     def encode_batch(self, texts, *, allow_special=False):
         texts = [joined_surrogates(text) for text in texts]
         encodings = self._encoder(allow_special).encode_batch(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        batch = [encoding.ids for encoding in encodings]
+        if allow_special:
+            return batch
+        return [
+            ids if self._commands.isdisjoint(ids) else self._encode_cut(text)
+            for text, ids in zip(texts, batch, strict=True)
+        ]
 
     def decode(self, token_ids):
         return self.decode_bytes(token_ids).decode("utf-8", "replace")
@@ -86,6 +100,16 @@ class HFTokenizer:
                 raise unknown_token_id(token_id, self.vocab_size)
             known = self._bytes[token_id] = self._made_bytes(token_id)
         return known
+
+    def _encode_cut(self, text):
+        """The ids of a text in which the model itself (Unigram does that) finds special tokens, which it must not: it
+        is cut inside of them."""
+        parts = [self._plain.encode(part, add_special_tokens=False).ids for part in self._inside_commands.split(text)]
+        for ids in parts:
+            if not self._commands.isdisjoint(ids):
+                token = next(self._added[token_id] for token_id in ids if token_id in self._commands)
+                raise ParameterError(f"the text has the special token {token!r} in it; allow it, or take it out")
+        return [token_id for ids in parts for token_id in ids]
 
     def _encoder(self, allow_special):
         return self._commanding if allow_special else self._plain

@@ -79,7 +79,9 @@ def _parsed_schema(text):
         raise ValueError(f"schema is a JSON {type(schema).__name__}; it must be an object")
     if _depth(schema) > MAX_DEPTH:
         raise ValueError(f"schema nests deeper than {MAX_DEPTH} levels; use $ref")
-    return json.dumps(schema)
+    if schema is False:
+        raise ValueError("schema is false: no text has this form")
+    return json.dumps({} if schema is True else schema)
 
 
 def _depth(value):

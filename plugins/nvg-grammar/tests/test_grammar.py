@@ -229,7 +229,7 @@ def test_a_tokenizer_without_end_of_text():
         ({"schema": "{"}, "schema is not JSON: "),
         ({"schema": "[]"}, "schema is a JSON list; it must be an object"),
         ({"schema": "@nowhere.json"}, "schema is '@nowhere.json': the file can't be read: No such file"),
-        ({"schema": "false"}, "schema can't be used: "),
+        ({"schema": "false"}, "schema is false: no text has this form"),
         ({"schema": '{"type": "integer", "minimum": 5, "maximum": 3}'}, "schema can't be used: "),
         ({"schema": '{"type": "strin"}'}, "schema can't be used: "),
         ({"schema": '{"type": "array", "uniqueItems": true}'}, "schema can't be used: "),
@@ -242,7 +242,6 @@ def test_a_tokenizer_without_end_of_text():
         ({"regex": "(?=a)b"}, "regex can't be used: "),
         ({"regex": r"(a)\1"}, "regex can't be used: "),
         ({"regex": r"[^\s\S]"}, "regex can't be used: "),
-        ({"regex": "(((a{1000}){1000}){1000}){1000}"}, "regex can't be used: "),
         ({"choice": "a,,b"}, "choice is 'a,,b': one of the texts is empty"),
         ({"lark": "start: nothing"}, "lark can't be used: "),
         ({"lark": "start: start"}, "lark can't be used: "),
@@ -251,7 +250,7 @@ def test_a_tokenizer_without_end_of_text():
 def test_what_can_not_be_is_refused_with_a_reason(options, reason):
     with pytest.raises(ParameterError) as caught:
         make_spec("grammar", "nvg-grammar", Grammar, options)
-    assert str(caught.value).startswith(f"sampler 'grammar': {reason}") or reason in str(caught.value)
+    assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -266,6 +265,7 @@ HARD = {
     "nested repetition": {"regex": "((a+)+)+b"},
     "exponential automaton": {"regex": "(a|b)*a(a|b){400}"},
     "many intersections": {"regex": ".*".join("abcdefghijklmnopqrstuvwxyz") * 20},
+    "counts of counts": {"regex": "(((a{1000}){1000}){1000}){1000}"},
     "large counts": {"regex": "([a-z]{1,500}[0-9]{1,500}){1,500}"},
     "wide choice": {"choice": ",".join(f"text number {i}" for i in range(20_000))},
     "large enum": {"schema": json.dumps({"enum": [f"value {i}" for i in range(40_000)]})},
