@@ -68,7 +68,7 @@ class State:
 def main():
     from nvg import hub
 
-    tokenizer = ByteLevelBPE.from_dir(hub.resolve_model(sys.argv[1] if len(sys.argv) > 1 else "tales"))
+    tokenizer = ByteLevelBPE.from_dir(sys.argv[1] if len(sys.argv) > 1 else hub.resolve_model("tales"))
     print(f"{tokenizer.vocab_size} token ids; microseconds a token")
     print(f"{'form':20} {'compile':>8} {'median':>8} {'mean':>8} {'99 %':>8}")
     for name, options in FORMS.items():

@@ -4,6 +4,7 @@ import json
 import re
 from functools import lru_cache
 
+import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 MAX_BYTES = 1_000_000
@@ -19,6 +20,9 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 """What compiling a form, and one step in it, may cost."""
+
+_FIRST_BYTES = 32
+"""That a form is tried with when it is made."""
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -44,15 +48,20 @@ def read_form(kind, value):
 
 @lru_cache(maxsize=64)
 def check_form(spec):
-    """Compile the form and make its first step, over single bytes. Raises ValueError with the reason."""
+    """Compile the form and follow the first bytes of a text in it. Raises ValueError with the reason."""
     grammar = grammar_of(spec)
     kind = next(name for name in ("schema", "regex", "choice", "lark") if getattr(spec, name) is not None)
     matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=LIMITS)
-    mask = b"" if matcher.is_error() else matcher.compute_bitmask()
-    if matcher.is_error():
-        raise ValueError(f"{kind} can't be used: {' '.join(matcher.get_error().split())[:300]}")
-    if not any(mask):
-        raise ValueError(f"{kind} can't be used: no text has this form")
+    for _ in range(_FIRST_BYTES):
+        mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+        if matcher.is_error():
+            raise ValueError(f"{kind} can't be used: {' '.join(matcher.get_error().split())[:300]}")
+        if matcher.is_accepting():
+            return
+        allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little"))
+        if not allowed.size:
+            raise ValueError(f"{kind} can't be used: no text has this form")
+        matcher.consume_token(int(allowed[0]))
 
 
 def grammar_of(spec):
@@ -66,7 +75,8 @@ def grammar_of(spec):
         choices = [choice.replace("\\,", ",") for choice in re.split(r"(?<!\\),", spec.choice)]
         if not all(choices):
             raise ValueError(f"choice is {spec.choice!r}: one of the texts is empty; write them as a,b,c")
-        return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in choices))
+        # As one terminal, the texts become one automaton, however many they are.
+        return LLMatcher.grammar_from_lark("start: TEXT\nTEXT: " + " | ".join(json.dumps(text) for text in choices))
     return LLMatcher.grammar_from_lark(spec.lark)
 
 

@@ -6,6 +6,9 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from nvg_grammar.forms import LIMITS, grammar_of
 
+_WORDS = "[a-z]{1,10}"
+"""Tokens that are looked at together where a form has words; llguidance's own groups are those of JSON's strings."""
+
 
 class _Tokens:
     """What llguidance's TokenizerWrapper asks for, from a `nvg.tokenizers.contract.Tokenizer`."""
@@ -56,4 +59,9 @@ def _matcher(spec, key):
 @lru_cache(maxsize=4)
 def _ll_tokenizer(key):
     tokens = _Tokens(key.tokenizer, key.vocab_size, key.eos_token_ids)
-    return LLTokenizer(TokenizerWrapper(tokens), n_vocab=key.vocab_size, eos_token=list(key.eos_token_ids))
+    return LLTokenizer(
+        TokenizerWrapper(tokens),
+        n_vocab=key.vocab_size,
+        eos_token=list(key.eos_token_ids),
+        slices=[_WORDS, *LLTokenizer.general_slices()],
+    )

@@ -59,7 +59,7 @@ class Guided:
     def apply(self, logits, token_ids, state):
         self._matcher.unsafe_compute_mask_ptr(self._address, self._num_bytes)
         if self._matcher.is_error():
-            raise ValueError(f"the form is too complex to go on: {_line(self._matcher.get_error())}")
+            raise ValueError(f"the form can't go on from here: {_line(self._matcher.get_error())}")
         removed = np.unpackbits(np.invert(self._mask).view(np.uint8), bitorder="little").view(np.bool_)
         # All ids are there, in order, or some of them.
         whole = token_ids.size == token_ids[-1] + 1
