@@ -185,27 +185,18 @@ def test_a_broken_and_a_duplicate_plugin_break_nothing_else(install_distribution
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_a_sampler_that_takes_forever_is_named_and_can_be_interrupted(site):
+def test_a_sampler_that_takes_forever_can_be_interrupted(site):
     process = start_cli("generate", "The king", "--sampler", "at-seven", "-o", "what=sleep", "--sampler", "greedy")
-    lines = []
-    while not lines or "at-seven" not in lines[-1]:
-        lines.append(process.stderr.readline().decode())
-        assert lines[-1], lines
-    assert lines[-1] == f"nvg: {NAMED}has been at output token 7 for 5 s; Ctrl-C ends the run\n"
-    time.sleep(0.1)
+    shown = b""
+    while b"said," not in shown:  # the seventh token
+        shown += os.read(process.stdout.fileno(), 100)
+    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     done = finish(process)
     assert done.code == 130
-    assert done.stdout.startswith(" was very angry, and said, ")
-
-
-def test_the_slowest_sampler_is_in_the_statistics(site):
-    done = finish(
-        start_cli("generate", "The king", "--sampler", "at-seven", "-o", "what=x", "--max-tokens", "4", "--stats")
-    )
-    assert done.code == 0
-    assert f"slowest sampler {NAMED.split()[1]} of nvg-Faulty 1.5 " in done.stderr
+    assert done.stderr.endswith("nvg: interrupted\n")
 
 
 def test_seven_steps_are_there(llm):

@@ -4,6 +4,7 @@ import doctest
 import inspect
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -33,14 +34,14 @@ def directory(tmp_path_factory):
     return path
 
 
-PROGRAMS = [text for attributes, text in blocks("python")]
-
-
-@pytest.mark.parametrize("number", range(len(PROGRAMS)))
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_programs_run(number, directory, monkeypatch):
+    attributes, text = blocks("python")[number]
     monkeypatch.syspath_prepend(directory)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)
-    exec(compile(PROGRAMS[number], f"guide, program {number}", "exec"), {"__name__": "guide"})
+    if attributes:
+        runpy.run_path(directory / attributes.removeprefix("file="))
+    else:
+        exec(compile(text, f"guide, program {number}", "exec"), {"__name__": "guide"})
 
 
 def commands():
