@@ -141,3 +141,27 @@ def test_a_new_plugin_works_as_it_is(kind, name, tmp_path, monkeypatch):
 
 def test_every_template_has_its_name_filled_in():
     assert {path.suffix for path in TEMPLATES.rglob("*") if path.is_file()} == {".in"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sampler", "tokenizer"])
+def test_a_new_plugin_installs_and_is_found(kind, tmp_path):
+    root, site = tmp_path / "nvg-brand-new", tmp_path / "site"
+    assert run_cli("plugins", "new", kind, "brand-new", "--directory", root).code == 0
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, "-m", *map(str, command)], cwd=tmp_path, env=environment, capture_output=True, timeout=600
+        )
+        assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+        return done.stdout.decode()
+
+    run("pip", "install", "-q", "--no-deps", "--target", site, root)
+    listed = [line.split() for line in run("nvg", "plugins").splitlines()]
+    assert ["nvg-brand-new", "0.1.0", kind, "brand-new", "nvg_brand_new:BrandNew"] in listed
+    run("nvg", "plugins", "check", "brand-new")
+    if kind == "sampler":
+        run("nvg", "generate", "The king", "--sampler", "brand-new", "-o", "distance=1", "--max-tokens", "3")
+    else:
+        assert len(run("nvg", "tokenize", "--tokenizer", "brand-new", "The king").splitlines()) == 8
