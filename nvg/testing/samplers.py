@@ -113,7 +113,7 @@ def _spec(subject: Subject) -> str:
         same = hash(spec) == hash(like)
     except TypeError as error:
         raise ViolationError(
-            f"the spec can't be hashed ({error}); use a tuple for a list, a sorted tuple for a dict"
+            f"the spec can't be hashed ({error}); use a tuple for a list, or field(hash=False)"
         ) from None
     if not same:
         raise ViolationError("equal specs have different hashes; leave __hash__ to @dataclass(frozen=True)")

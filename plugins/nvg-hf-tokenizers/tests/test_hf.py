@@ -8,9 +8,9 @@ import pytest
 from nvg_hf_tokenizers import HFTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from nvg import hub
+from nvg import LLM, SamplingParams, hub
 from nvg.errors import CheckpointError
-from nvg.plugins import Registry
+from nvg.plugins import Registry, registry
 from nvg.testing import check_tokenizer
 from nvg.testing.tokenizers import TEXTS
 from nvg.tokenizers.bpe import ByteLevelBPE
@@ -133,6 +133,27 @@ def test_truncation_padding_and_gaps():
     settings["model"]["vocab"]["zzz"] = 1000
     mine = HFTokenizer(json.dumps(settings))
     assert (mine.vocab_size, mine.token_bytes(999), mine.token_bytes(1000)) == (1001, b"", b" zzz")
+
+
+def test_a_model_with_another_kind_of_tokenizer(tmp_path):
+    from checkpoints import write_checkpoint
+
+    directory = write_checkpoint(tmp_path)
+    with LLM(str(directory)) as llm:
+        num_ids = llm.tokenizer.vocab_size
+    trainer = trainers.WordPieceTrainer(vocab_size=num_ids, special_tokens=["[UNK]", "[SEP]"], show_progress=False)
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    made.train_from_iterator(CORPUS, trainer)
+    made.save(str(directory / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"nvg-hf-tokenizers \(--tokenizer hf\)"):
+        LLM(str(directory))
+    if "hf" not in registry().tokenizers:
+        registry().register(nvg_hf_tokenizers_plugin, "nvg-hf-tokenizers")
+    with LLM(str(directory), tokenizer="hf") as llm:
+        (output,) = llm.generate("the king", SamplingParams(max_tokens=5, seed=1, ignore_eos=True))
+        assert output.prompt_token_ids == made.encode("the king", add_special_tokens=False).ids
+        assert output.text == llm.tokenizer.decode(output.token_ids)
 
 
 def test_files_that_do_not_fit(tmp_path):
