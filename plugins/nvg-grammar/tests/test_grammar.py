@@ -198,7 +198,7 @@ def test_what_was_removed_before_it():
     with pytest.raises(SamplerError) as caught:
         chain.sample(logits, request.prompt_token_ids, np.empty(0, np.int32))
     assert str(caught.value).startswith(
-        "sampler 'grammar' of nvg-grammar 0.1.0 raised ValueError: none of the 1 tokens that the form allows here is "
+        "sampler 'grammar' of nvg-grammar 0.1.0 raised ValueError: of the tokens that the form allows here (1) none is "
         "among the candidates that are left: put grammar before what removes them in the chain"
     )
 
