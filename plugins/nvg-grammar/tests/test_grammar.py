@@ -172,11 +172,19 @@ def test_end_of_text_only_where_the_text_is_whole():
 
 
 def test_special_tokens_are_no_text():
-    tokenizer = BytesTokenizer()
-    guided = Grammar(regex=r"<\|endoftext\|>").start(request_for(tokenizer))
-    logits = np.zeros(257, np.float32)
-    guided.apply(logits, np.arange(257, dtype=np.int32), None)
-    assert np.flatnonzero(logits == 0).tolist() == [ord("<")]
+    class Commanded(BytesTokenizer):
+        vocab_size = 258
+        fingerprint = "bytes-258"
+        special_tokens = {"<|endoftext|>": 256, "<run>": 257}
+
+        def token_bytes(self, token_id):
+            return b"<run>" if token_id == 257 else super().token_bytes(token_id)
+
+    for pattern in (r"<\|endoftext\|>", "<run>"):
+        guided = Grammar(regex=pattern).start(request_for(Commanded()))
+        logits = np.zeros(258, np.float32)
+        guided.apply(logits, np.arange(258, dtype=np.int32), None)
+        assert np.flatnonzero(logits == 0).tolist() == [ord("<")]
 
 
 def test_some_candidates():
