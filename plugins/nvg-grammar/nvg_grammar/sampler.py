@@ -43,7 +43,8 @@ class Grammar:
         check_form(self)
 
     def start(self, request):
-        return Guided(matcher_for(self, request.tokenizer, request.vocab_size, request.eos_token_ids), request)
+        matcher, num_tokens = matcher_for(self, request.tokenizer, request.vocab_size, request.eos_token_ids)
+        return Guided(matcher, num_tokens, request)
 
 
 _BIASES = np.where(
@@ -55,12 +56,12 @@ _BIASES = np.where(
 class Guided:
     """One sequence's place in the form."""
 
-    def __init__(self, matcher, request):
+    def __init__(self, matcher, num_tokens, request):
         self._matcher = matcher
-        self._mask = np.zeros((request.vocab_size + 31) // 32, np.uint32)  # a bit for each token that is allowed
+        self._mask = np.zeros((num_tokens + 31) // 32, np.uint32)  # a bit for each token that is allowed
         self._address, self._num_bytes = self._mask.ctypes.data, self._mask.nbytes
         self._bias = np.empty((self._num_bytes, 8), np.float32)
-        self._min_tokens = request.params.min_tokens
+        self._vocab_size, self._min_tokens = request.vocab_size, request.params.min_tokens
 
     def apply(self, logits, token_ids, state):
         self._matcher.unsafe_compute_mask_ptr(self._address, self._num_bytes)
@@ -71,7 +72,9 @@ class Guided:
         all_ids = token_ids.size == token_ids[-1] + 1  # they ascend
         logits += bias[: logits.size] if all_ids else bias[token_ids]
         if logits.max() == -np.inf:
-            num_allowed = int(np.count_nonzero(bias == 0))
+            num_allowed = int(np.count_nonzero(bias[: self._vocab_size] == 0))
+            if not num_allowed:
+                raise ValueError("the tokenizer has no token for what the form asks for here")
             raise ValueError(
                 f"of the tokens that the form allows here ({num_allowed}) none is among the candidates that are left: "
                 f"put grammar before what removes them in the chain{self._about_min_tokens(state)}"

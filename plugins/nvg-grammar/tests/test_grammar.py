@@ -188,6 +188,27 @@ def test_special_tokens_are_no_text():
         assert np.flatnonzero(logits == 0).tolist() == [ord(pattern[0])]
 
 
+class Awkward(BytesTokenizer):
+    """Letters, letters after a space, and end-of-text: nothing for a space alone, and encode begins with one."""
+
+    tokens = (*(bytes([97 + i]) for i in range(26)), *(b" " + bytes([97 + i]) for i in range(26)), b"<end>")
+    vocab_size, eos_token_ids, fingerprint = len(tokens), (len(tokens) - 1,), "awkward"
+    special_tokens = MappingProxyType({"<end>": len(tokens) - 1})
+
+    def encode(self, text, *, allow_special=False):
+        return [self.tokens.index(token.encode()) for token in re.findall(" ?[a-z]", f" {text}")]
+
+    def token_bytes(self, token_id):
+        return self.tokens[token_id]
+
+
+def test_a_tokenizer_that_changes_text_and_lacks_bytes():
+    spec = Grammar(choice="the king,the thing,the")
+    assert {written(spec, Awkward(), seed)[0] for seed in range(30)} == {"the king", "the thing", "the"}
+    with pytest.raises(SamplerError, match="the tokenizer has no token for what the form asks for here"):
+        written(Grammar(choice="\u00fcber"), Awkward(), 0)
+
+
 def test_some_candidates():
     guided = Grammar(regex="[a-f]").start(request_for(BytesTokenizer()))
     ids = np.array([5, 97, 98, 200, 256], np.int32)
