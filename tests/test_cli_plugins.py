@@ -86,7 +86,14 @@ def test_check_as_json(file):
 
 
 def test_usage_of_check(file):
-    assert run_cli("plugins", "check", "topq").error.startswith("no sampler is called 'topq'; did you mean 'topp'?")
+    assert run_cli("plugins", "check", "topq").error.startswith(
+        "no sampler or tokenizer is called 'topq'; did you mean 'topp'? There are: bytes, "
+    )
+    assert run_cli("plugins", "check", "topq", "--kind", "sampler").error.startswith("no sampler is called 'topq'")
+    assert run_cli("plugins", "check", "bytez", "--kind", "tokenizer").error.startswith(
+        "no tokenizer is called 'bytez'"
+    )
+    assert run_cli("plugins", "check", "gpt2", "-m", "nowhere").code == 4
     assert run_cli("plugins", "check", f"{file}:Halve", "-o", "times").error == "option 'times' is not NAME=VALUE"
     assert run_cli("plugins", "check", f"{file}:Halve", "--max-us", "0").code == 1
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -197,6 +198,25 @@ def test_a_sampler_that_takes_forever_can_be_interrupted(site):
     done = finish(process)
     assert done.code == 130
     assert done.stderr.endswith("nvg: interrupted\n")
+
+
+def test_closing_does_not_wait_for_a_sampler_that_does_not_return(llm, monkeypatch):
+    monkeypatch.setattr("nvg.engine.thread._PATIENCE_S", 0.05)
+    called, returns = threading.Event(), threading.Event()
+
+    class Hanging:
+        def apply(self, logits, token_ids, state):
+            called.set()
+            returns.wait(60)
+
+    stream = llm.stream("a", SamplingParams(sampler=Hanging(), max_tokens=3, seed=1))
+    assert called.wait(60)
+    thread = llm._thread._thread
+    llm.close()
+    assert thread.is_alive()
+    returns.set()
+    thread.join(60)
+    assert [piece.finish_reason for piece in stream][-1] == "aborted"
 
 
 def test_seven_steps_are_there(llm):

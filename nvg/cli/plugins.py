@@ -99,7 +99,7 @@ def _check(
     from nvg import hub
     from nvg.errors import ParameterError
     from nvg.params import EngineConfig
-    from nvg.plugins import registry, sampler_entry
+    from nvg.plugins import registry, sampler_entry, unknown_name
     from nvg.sampling.options import parse_option
     from nvg.testing import sampler_results, tokenizer_results
 
@@ -109,6 +109,8 @@ def _check(
     if kind == "tokenizer" or (kind is None and name in names.tokenizers):
         directory = hub.resolve_model(model or EngineConfig.model)
         return names.tokenizers[name].title, tokenizer_results(name, directory, lossless=not lossy)
+    if kind is None and name not in names.samplers and ".py" not in name:
+        raise unknown_name("sampler or tokenizer", name, {*names.samplers, *names.tokenizers})
     entry = sampler_entry(name)
     values = {}
     for text in options:

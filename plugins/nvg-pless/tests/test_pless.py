@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import nvg_pless_plugin
@@ -44,5 +45,5 @@ def test_it_registers_without_numba():
     registry.register(nvg_pless_plugin, "nvg-pless")
     assert registry.samplers.load("pless") is PLess
     program = "import nvg_pless_plugin, sys; assert not {'numba', 'numpy'} & set(sys.modules)"
-    directory = nvg_pless_plugin.__file__.rpartition("/")[0]
+    directory = Path(nvg_pless_plugin.__file__).parent
     subprocess.run([sys.executable, "-c", program], cwd=directory, check=True)
