@@ -10,6 +10,7 @@ means none. This module imports neither numpy nor numba.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -35,11 +36,11 @@ LOAD_VARIABLE = "NVG_LOAD_PLUGINS"
 BUILT_IN = "nvg (built in)"
 COMMANDS_GROUP = "nvg.commands"
 
-# kind -> (its hook, the attribute that every target of that kind has)
+# kind -> (its hook, the methods of which every target of that kind has one)
 _KINDS = {
-    "sampler": ("nvg_register_samplers", "apply"),
-    "tokenizer": ("nvg_register_tokenizers", "from_dir"),
-    "model": ("nvg_register_models", "from_checkpoint"),
+    "sampler": ("nvg_register_samplers", ("apply", "start")),
+    "tokenizer": ("nvg_register_tokenizers", ("from_dir",)),
+    "model": ("nvg_register_models", ("from_checkpoint",)),
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -47,7 +48,30 @@ _FILE_MODULE = "nvg_file_"
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>.*))?")
 
 # What running somebody's module may end in: a module that calls sys.exit() must not end the process.
-_FOREIGN_FAULTS = (Exception, SystemExit)
+FOREIGN_FAULTS = (Exception, SystemExit)
+
+
+_running = threading.local()
+
+
+@contextlib.contextmanager
+def foreign_code() -> Iterator[None]:
+    """Somebody's module is run in this thread: what it prints is not the program's own output."""
+    _running.depth = getattr(_running, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _running.depth -= 1
+
+
+def in_foreign_code() -> bool:
+    """Whether this thread runs a plugin's module just now."""
+    return getattr(_running, "depth", 0) > 0
+
+
+def is_sampler(target: object) -> bool:
+    """Whether a spec, or its class, has `apply`, or `start` to make what has it."""
+    return any(callable(getattr(target, method, None)) for method in _KINDS["sampler"][1])
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
@@ -90,14 +114,15 @@ class Entry:
         if isinstance(target, str):
             module, _, path = target.partition(":")
             try:
-                target = importlib.import_module(module)
+                with foreign_code():
+                    target = importlib.import_module(module)
                 for attribute in path.split("."):
                     target = getattr(target, attribute)
-            except _FOREIGN_FAULTS as error:
+            except FOREIGN_FAULTS as error:
                 raise PluginError(f"{self.title} could not be imported from {self.target}: {cause(error)}") from error
         required = _KINDS[self.kind][1]
-        if not callable(getattr(target, required, None)):
-            raise PluginError(f"{self.title} is no {self.kind}: {self.location} has no method {required}()")
+        if not any(callable(getattr(target, method, None)) for method in required):
+            raise PluginError(f"{self.title} is no {self.kind}: {self.location} has no method {required[0]}()")
         return target
 
 
@@ -212,7 +237,7 @@ class Registry:
         """
         try:
             self._add(plugin, name, origin or name)
-        except _FOREIGN_FAULTS as error:
+        except FOREIGN_FAULTS as error:
             raise PluginError(_not_loaded(name, origin or name, error)) from error
 
     def unregister(self, name: str) -> None:
@@ -254,8 +279,9 @@ class Registry:
         origin = _origin(point)
         try:
             # Two distributions may use one entry point name: the distribution makes it unique.
-            self._add(point.load(), f"{_distribution(point)}:{point.name}", origin)
-        except _FOREIGN_FAULTS as error:
+            with foreign_code():
+                self._add(point.load(), f"{_distribution(point)}:{point.name}", origin)
+        except FOREIGN_FAULTS as error:
             self.broken.append(BrokenPlugin(point.name, origin, _not_loaded(point.name, origin, error)))
 
     def _report_missing(self, load_plugins: str | None) -> None:
@@ -299,7 +325,7 @@ def file_sampler(reference: str) -> Entry:
     candidates = [
         name
         for name, value in vars(module).items()
-        if isinstance(value, type) and value.__module__ == module.__name__ and hasattr(value, "apply")
+        if isinstance(value, type) and value.__module__ == module.__name__ and is_sampler(value)
     ]
     name = match["attribute"]
     if not name:
@@ -342,12 +368,13 @@ def _run_file(path: Path) -> ModuleType:
             module.__file__ = str(path)
             sys.modules[name] = module  # dataclasses look their annotations up there
             try:
-                exec(compile(source, str(path), "exec"), vars(module))
+                with foreign_code():
+                    exec(compile(source, str(path), "exec"), vars(module))
             except BaseException:
                 del sys.modules[name]
                 raise
         return sys.modules[name]
-    except _FOREIGN_FAULTS as error:
+    except FOREIGN_FAULTS as error:
         raise PluginError(f"sampler file {str(path)!r} failed: {cause(error)}") from error
 
 

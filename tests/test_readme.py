@@ -70,10 +70,6 @@ def test_its_links_lead_somewhere():
         assert target.startswith("http") or (ROOT / target).exists(), target
 
 
-def test_the_plugin_that_it_names_is_one():
-    assert (ROOT / "plugins" / "nvg-topa" / "pyproject.toml").is_file()
-
-
 def test_every_hook_is_documented_with_its_arguments():
     from nvg import hookspecs
 

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from nvg._version import __version__
+from nvg.cli.stdout import command_output
 from nvg.errors import NvgError, cause
 
 INTERRUPTED = 130
@@ -154,7 +155,7 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a model can produce what the terminal's encoding can't show
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), command_output():
         warnings.showwarning = _show_warning
         try:
             code = _invoke(arguments)

@@ -19,6 +19,7 @@ from nvg.errors import AbortedError, EngineError, cause
 from nvg.runtime.gil import GilShare
 
 Command = Callable[[], None]
+_PATIENCE_S = 5.0  # an aborted step ends within a layer's time
 
 
 class EngineThread:
@@ -106,7 +107,7 @@ class EngineThread:
             raise
 
     def close(self) -> None:
-        """Abort what runs and end the thread."""
+        """Abort what runs and end the thread, or leave it behind in a sampler that does not return."""
         if os.getpid() != self._process:
             return  # in a forked child, which has neither the thread nor anybody who would give back its locks
         with self._lock:
@@ -118,7 +119,9 @@ class EngineThread:
             self._commands.put(lambda: self._engine.abort_all("aborted"))
             self._engine.runner.abort()
             if thread is not threading.current_thread():
-                thread.join()
+                thread.join(_PATIENCE_S)
+            if thread.is_alive() and thread is not threading.current_thread():
+                return  # in a sampler that does not return: it is left behind, with the runner that it works on
         self._engine.runner.close()
 
     def _send(self, command: Command) -> None:

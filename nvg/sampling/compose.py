@@ -9,7 +9,7 @@ from typing import Any
 
 from nvg.errors import ParameterError
 from nvg.params import SamplingParams
-from nvg.plugins import registry, sampler_entry, unknown_name
+from nvg.plugins import is_sampler, registry, sampler_entry, unknown_name
 from nvg.sampling.chain import Stage
 from nvg.sampling.options import make_spec, options_of, parse_option
 
@@ -98,7 +98,7 @@ class _Draft:
 
 def _items(sampler: Any) -> Sequence[Any]:
     """`sampler` as a sequence of items; a pair (name, options) is one item."""
-    if isinstance(sampler, (str, Mapping, Stage)) or callable(getattr(sampler, "apply", None)) or _is_pair(sampler):
+    if isinstance(sampler, (str, Mapping, Stage)) or is_sampler(sampler) or _is_pair(sampler):
         return (sampler,)
     if isinstance(sampler, Sequence):
         return sampler
@@ -126,7 +126,7 @@ def _draft(item: Any) -> _Draft:
         return _named(name, options)
     if isinstance(item, type):
         raise ParameterError(f"sampler {item.__name__} is a class; give an object of it, {item.__name__}()")
-    if callable(getattr(item, "apply", None)):
+    if is_sampler(item):
         entry = registry().samplers.entry_of(type(item))
         if entry is None:
             return _Draft(type(item).__name__, type(item).__module__, type(item), spec=item)

@@ -51,11 +51,14 @@ class Sampler(Protocol):
 
     Optional members:
 
-    `start(request: SamplerRequest) -> Sampler`: a fresh object for one sequence, which may keep state and may have
-    `accept(token_id: int, logprob: float)`, called once for each output token in order, end-of-text included
-    (logprob, in nats, under the distribution that was drawn from).
+    `start(request: SamplerRequest) -> Sampler`: a fresh object for one sequence, with `apply` (the spec itself then
+    needs none), which may keep state and may have `accept(token_id: int, logprob: float)`, called once for each output
+    token in order, end-of-text included (logprob, in nats, under the distribution that was drawn from).
 
     `needs_vocab = True`: n is always the whole vocabulary, removed candidates being -inf.
+
+    `may_remove_all = True`: a row may hold nothing that the sampler lets through, as with a grammar or a list of banned
+    words. It then removes all, or raises ValueError to say why, and `nvg.testing` does not hold that against it.
     """
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from nvg.errors import ParameterError, PluginError, cause
-from nvg.plugins import location, unknown_name
+from nvg.plugins import is_sampler, location, unknown_name
 
 REQUIRED = dataclasses.MISSING
 """The default of an option that has none."""
@@ -81,7 +81,7 @@ def options_of(spec_class: type) -> tuple[Option, ...]:
     if not isinstance(spec_class, type):
         raise PluginError(f"{spec_class!r} is no sampler: it is not a class; a sampler is a dataclass with apply")
     title = location(spec_class)
-    if not callable(getattr(spec_class, "apply", None)):
+    if not is_sampler(spec_class):
         raise PluginError(f"{title} is no sampler: it has no method apply(logits, token_ids, state)")
     if not dataclasses.is_dataclass(spec_class):
         raise PluginError(

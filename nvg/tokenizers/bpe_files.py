@@ -15,7 +15,10 @@ from nvg.tokenizers.bpe_merge import MergeTable
 from nvg.tokenizers.byte_alphabet import CHAR_OF_BYTE, spell
 
 END_OF_TEXT = "<|endoftext|>"
-WAY_OUT = "nvg reads byte-level BPE as GPT-2 has it; another kind needs a tokenizer plugin (--tokenizer NAME)"
+WAY_OUT = (
+    "nvg reads byte-level BPE as GPT-2 has it; another kind needs a tokenizer plugin, such as nvg-hf-tokenizers "
+    "(--tokenizer hf)"
+)
 
 
 @dataclass(frozen=True)

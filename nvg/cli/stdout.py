@@ -1,0 +1,49 @@
+"""stdout is for what a command has to say: what plugins print goes to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from _thread import get_ident
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+class _CommandOutput:
+    """In place of sys.stdout while a command runs. Plugins work in other threads than the command's own, or are loaded
+    by it inside of `nvg.plugins.foreign_code`."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._own_thread = get_ident()
+
+    def _target(self) -> Any:
+        plugins = sys.modules.get("nvg.plugins")
+        is_foreign = get_ident() != self._own_thread or (plugins is not None and plugins.in_foreign_code())
+        return sys.stderr if is_foreign else self._stream
+
+    def write(self, text: str) -> int:
+        return self._target().write(text)  # type: ignore[no-any-return]
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self._target().writelines(lines)
+
+    def flush(self) -> None:
+        self._target().flush()
+
+    @property
+    def buffer(self) -> Any:
+        return self._target().buffer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def command_output() -> Iterator[None]:
+    """Let sys.stdout be the running command's alone."""
+    stream, sys.stdout = sys.stdout, _CommandOutput(sys.stdout)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout = stream
