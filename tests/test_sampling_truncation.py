@@ -168,7 +168,7 @@ def test_dynamic_temperature_at_its_ends():
 
 
 def paper_s_k(row, mu, m, vocab_size):
-    """Mirostat's k as the paper's equations 5 and 6 (and llama.cpp) write it."""
+    """Mirostat's k as the paper's algorithm 1 and llama.cpp write it."""
     logits = np.sort(row[np.isfinite(row)].astype(np.float64))[::-1][:m]
     t = [math.log((i + 2) / (i + 1)) for i in range(logits.size - 1)]
     b = [logits[i] - logits[i + 1] for i in range(logits.size - 1)]

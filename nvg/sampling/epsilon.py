@@ -11,9 +11,10 @@ from nvg.sampling.contract import Logits, State, TokenIds
 @dataclass(frozen=True)
 class Epsilon:
     """Keep the tokens at least as probable as epsilon, and always the most probable (Hewitt, Manning and Liang 2022,
-    arXiv:2210.15191, section 3.3).
+    arXiv:2210.15191).
 
-    As in transformers (`epsilon_cutoff`), where it is off by default; the paper uses 0.0003 to 0.0009 with GPT-2.
+    As in transformers (`epsilon_cutoff`), where it is off by default; its documentation gives 0.0003 to 0.0009
+    as the paper's values.
 
     epsilon: from 0 to 1; 0 means all
 

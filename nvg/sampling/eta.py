@@ -10,9 +10,10 @@ from nvg.sampling.contract import Logits, State, TokenIds
 @dataclass(frozen=True)
 class Eta:
     """Keep the tokens at least as probable as the smaller of epsilon and sqrt(epsilon) e^-entropy, and always the most
-    probable (Hewitt, Manning and Liang 2022, arXiv:2210.15191, section 4).
+    probable (Hewitt, Manning and Liang 2022, arXiv:2210.15191).
 
-    As in transformers (`eta_cutoff`), where it is off by default; the paper uses 0.0003 to 0.004 with GPT-2.
+    As in transformers (`eta_cutoff`), where it is off by default; its documentation gives 0.0003 to 0.002 as
+    the paper's values.
 
     epsilon: from 0 to 1; 0 means all
 

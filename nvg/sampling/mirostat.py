@@ -76,7 +76,7 @@ class _Sequence(Surprise):
 
 
 def num_to_keep(head: np.ndarray, mu: float, vocab_size: int, most: int) -> int:
-    """k of the paper's equation 6, from 1 to `most`.
+    """k of the paper's algorithm 1, from 1 to `most`.
 
     head: float64 (m,), m > 1, the largest logits in descending order. mu: in bits.
     """
