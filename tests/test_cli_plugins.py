@@ -87,7 +87,7 @@ def test_check_as_json(file):
 
 def test_usage_of_check(file):
     assert run_cli("plugins", "check", "topq").error.startswith(
-        "no sampler or tokenizer is called 'topq'; did you mean 'topp'? There are: bytes, "
+        "no sampler or tokenizer is called 'topq'; did you mean 'topp'? There are: "
     )
     assert run_cli("plugins", "check", "topq", "--kind", "sampler").error.startswith("no sampler is called 'topq'")
     assert run_cli("plugins", "check", "bytez", "--kind", "tokenizer").error.startswith(

@@ -64,6 +64,24 @@ def test_every_built_in_passes(name):
     check_sampler(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("banned", {"ids": tuple(range(90, 257))}),
+        ("banned", {"sequences": ((97, 98), (100,))}),
+        ("dry", {"allowed_length": 1}),
+        ("forcedprefix", {"text": "The"}),
+        ("logitbias", {"ids": {97: 3.0}, "words": {" king": -5.0}}),
+        ("minlength", {"n": 5}),
+        ("norepeatngram", {"n": 1}),
+        ("penalties", {"repetition": 1.3, "presence": 0.5, "frequency": 0.2, "last_n": -1}),
+        ("xtc", {"probability": 1.0, "threshold": 0.01}),
+    ],
+)
+def test_built_ins_that_do_nothing_by_default_pass_at_work(name, options):
+    check_sampler(name, options)
+
+
 def test_a_right_sampler_passes_every_check():
     results = check_sampler(Fine, formula=by_share)
     assert statuses(results) == dict.fromkeys(SAMPLER_CHECKS, "passed")

@@ -31,6 +31,8 @@ class Banned(PerSequence):
     ids: tuple[int, ...] = ()
     sequences: tuple[tuple[int, ...], ...] = ()
 
+    may_remove_all = True
+
     def __post_init__(self) -> None:
         check_phrases("sequences", self.sequences)
 

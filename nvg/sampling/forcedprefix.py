@@ -28,6 +28,8 @@ class ForcedPrefix(PerSequence):
     text: str = ""
     ids: tuple[int, ...] = ()
 
+    may_remove_all = True
+
     def __post_init__(self) -> None:
         if self.text and self.ids:
             raise ParameterError(f"text is {self.text!r} and ids is {self.ids!r}; give one of them")

@@ -27,8 +27,8 @@ class LogitBias(PerSequence):
     Use it to favour or to avoid a few known tokens: 1 is a nudge, 5 all but decides, -inf forbids.
     """
 
-    ids: Mapping[int, float] = field(default_factory=dict)
-    words: Mapping[str, float] = field(default_factory=dict)
+    ids: Mapping[int, float] = field(default_factory=dict, hash=False)
+    words: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in ("ids", "words"):

@@ -14,7 +14,7 @@ class NoRepeatNGram:
 
     As in transformers (`no_repeat_ngram_size`), where it is off by default. If nothing else is left, they stay.
 
-    n: at least 0; 0 means off, 1 never the same token twice
+    n: from 0 to 2^31 - 1; 0 means off, 1 never the same token twice
 
         l'(i) = -inf where the last n - 1 tokens stood before an i already
 
@@ -24,7 +24,7 @@ class NoRepeatNGram:
     n: int = 3
 
     def __post_init__(self) -> None:
-        ranges.integer("n", self.n, 0, note="0 means off")
+        ranges.integer("n", self.n, 0, 2**31 - 1, note="0 means off")
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.n:
