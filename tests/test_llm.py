@@ -18,6 +18,7 @@ from fakes import LetterTokenizer, TableRunner, cycle
 import nvg
 from nvg import LLM, EngineConfig, SamplingParams
 from nvg.errors import CheckpointError, EngineError, ModelNotFoundError, ParameterError, UnknownNameError
+from nvg.progress import Progress
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 ENDLESS = SamplingParams(temperature=0, max_tokens=10**6, on_full="slide")
@@ -386,13 +387,15 @@ def test_ctrl_c_returns_what_is_finished():
         assert llm.generate("a", GREEDY)[0].text == "bcdefabcdefa"
 
 
-def test_ctrl_c_a_second_time_raises():
+def test_ctrl_c_a_second_time_raises(monkeypatch):
+    ticks = []
+    monkeypatch.setattr(Progress, "tick", lambda bar: ticks.append(True))  # the caller is waiting
     llm = from_components()
     runner = llm._engine.runner
     runner.hold.clear()
     aborts = []
     runner.abort = lambda: aborts.append(True)  # a step that does not hear of it
-    interrupt_when(runner.runs.is_set)
+    interrupt_when(lambda: ticks)
     interrupt_when(lambda: aborts)
     with pytest.raises(KeyboardInterrupt):
         llm.generate("a", ENDLESS)

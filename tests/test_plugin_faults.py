@@ -214,8 +214,10 @@ def test_closing_does_not_wait_for_a_sampler_that_does_not_return(llm, monkeypat
     thread = llm._thread._thread
     llm.close()
     assert thread.is_alive()
+    assert not llm._engine.runner.closed, "which the sampler's step may still need"
     returns.set()
     thread.join(60)
+    assert llm._engine.runner.closed
     assert [piece.finish_reason for piece in stream][-1] == "aborted"
 
 

@@ -31,6 +31,8 @@ class EngineThread:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._has_ended = False
+        self._is_left_behind = False
         self._is_claimed = False
         self._process = os.getpid()
         self._fault: str | None = None
@@ -120,8 +122,10 @@ class EngineThread:
             self._engine.runner.abort()
             if thread is not threading.current_thread():
                 thread.join(_PATIENCE_S)
-            if thread.is_alive() and thread is not threading.current_thread():
-                return  # in a sampler that does not return: it is left behind, with the runner that it works on
+            with self._lock:
+                self._is_left_behind = not self._has_ended and thread is not threading.current_thread()
+            if self._is_left_behind:
+                return  # in a sampler that does not return; it closes the runner if it ever does
         self._engine.runner.close()
 
     def _send(self, command: Command) -> None:
@@ -161,6 +165,11 @@ class EngineThread:
         self._engine.abort_all("aborted")
         for future in self._computing:
             future.set_exception(EngineError("the LLM was closed meanwhile"))
+        with self._lock:
+            self._has_ended = True
+            is_left_behind = self._is_left_behind
+        if is_left_behind:
+            self._engine.runner.close()
 
     def _run_commands(self) -> None:
         for _ in range(self._commands.qsize()):  # not those that these commands add
