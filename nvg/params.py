@@ -180,8 +180,8 @@ class EngineConfig:
     """Most sequences in one step."""
     max_num_batched_tokens: int = 512
     """Most tokens in one step; longer prompts are prefilled in pieces."""
-    max_prefill_tokens: int = 32
-    """Most tokens of prompts in a step in which others decode, or four times as many as decode if that is more: how
+    max_prefill_tokens: int = 24
+    """Most tokens of prompts in a step in which others decode, or twice as many as decode if that is more: how
     long these wait for somebody else's prompt. Where all that decode are `generate`'s, which waits for whole outputs,
     max_num_batched_tokens alone is the limit."""
     max_model_len: int | None = None

@@ -135,7 +135,7 @@ class Bench:
         assert len(shares) <= self.engine.num_running <= self._config.max_num_seqs
         assert sum(share.num_rows for share in shares) <= self.engine.runner.max_logits_rows
         if any(share.decodes and share.sequence.request.is_watched for share in shares):
-            assert num_tokens - num_decodes <= max(self._config.max_prefill_tokens, 4 * num_decodes)
+            assert num_tokens - num_decodes <= max(self._config.max_prefill_tokens, 2 * num_decodes)
         return shares
 
     def request(self, wish):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nvg.engine.kv import KVCache
 from nvg.engine.sequence import ChoiceSequence, Request, Sequence
 
-_PREFILL_PER_DECODE = 4
+_PREFILL_PER_DECODE = 2
 """Where many decode a step is long anyway, and slots must fill as fast as they empty."""
 
 
@@ -31,7 +31,7 @@ class Limits:
     max_batched_tokens: int
     max_logits_rows: int
     max_prefill_tokens: int
-    """Beside decodes whose tokens somebody waits for, unless four times the number of decodes is more."""
+    """Beside decodes whose tokens somebody waits for, unless twice the number of decodes is more."""
 
 
 class Scheduler:
