@@ -180,7 +180,7 @@ class EngineConfig:
     """Most sequences in one step."""
     max_num_batched_tokens: int = 512
     """Most tokens in one step; longer prompts are prefilled in pieces."""
-    max_prefill_tokens: int = 24
+    max_prefill_tokens: int = 16
     """Most tokens of prompts in a step in which others decode, or twice as many as decode if that is more: how
     long these wait for somebody else's prompt. Where all that decode are `generate`'s, which waits for whole outputs,
     max_num_batched_tokens alone is the limit."""
