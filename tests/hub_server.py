@@ -1,4 +1,4 @@
-"""A Hugging Face hub on loopback: what its `resolve` URLs answer, with redirects, ranges, tokens and cut connections."""
+"""A Hugging Face hub on loopback: its `resolve` URLs, with redirects, ranges, tokens and cut connections."""
 
 import hashlib
 import http.server
@@ -43,10 +43,10 @@ def serve(hub):
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self):  # noqa: N802 (the name that http.server asks for)
+        def do_HEAD(self):
             self.do_GET()
 
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             hub.requests.append((self.command, self.path, self.headers.get("Range")))
             if hub.down:
                 self.answer(503, {})
