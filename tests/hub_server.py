@@ -27,14 +27,17 @@ class Hub:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path and range of every request."""
     url: str = ""
+    store: str = ""
+    """Of the file store: another host, as it is there, which must not get the token."""
 
     def add(self, repo, files, commit="a" * 40, ref="main"):
         self.repos.setdefault(repo, {})[commit] = files
         self.refs.setdefault(repo, {})[ref] = commit
 
     def asked_for(self, method="GET"):
-        """The names of the files that were asked for by that method."""
-        return [found[3] for m, path, _ in self.requests if m == method and (found := RESOLVE.fullmatch(path))]
+        """The names of the files that were asked for by that method, from the hub or from its store."""
+        paths = [path for m, path, _ in self.requests if m == method]
+        return [path.rsplit("/", 1)[1] for path in paths if path.startswith("/store/") or RESOLVE.fullmatch(path)]
 
 
 def serve(hub):
@@ -52,8 +55,10 @@ def serve(hub):
                 self.answer(503, {})
             elif self.path.startswith("/store/"):
                 self.store(self.path.removeprefix("/store/"))
+            elif found := RESOLVE.fullmatch(self.path):
+                self.resolve(*found.groups())
             else:
-                self.resolve(*RESOLVE.fullmatch(self.path).groups())
+                self.answer(404, {})
 
         def resolve(self, repo, revision, file):
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -75,9 +80,10 @@ def serve(hub):
                 return self.answer(200, {**headers, "ETag": f'"{blob}"'}, content)
             digest = hashlib.sha256(content).hexdigest()  # in the file store (LFS)
             headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{digest}"', "ETag": f'"{commit}"'}
-            return self.answer(302, {**headers, "Location": f"{hub.url}/store/{repo}/{commit}/{file}"})
+            return self.answer(302, {**headers, "Location": f"{hub.store}/store/{repo}/{commit}/{file}"})
 
         def store(self, path):
+            assert "Authorization" not in self.headers
             repo, commit, file = path.rsplit("/", 2)
             content, start = hub.repos[repo][commit][file], 0
             headers = {"Accept-Ranges": "bytes", "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
@@ -107,5 +113,6 @@ def serve(hub):
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.store = hub.url.replace("127.0.0.1", "localhost")
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     return server

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numba
@@ -52,7 +52,7 @@ class CompiledBPE:
         ends = np.fromiter(accumulate(map(len, data)), np.int64, len(data))
         cuts = [0, *np.searchsorted(ends, [total * k // num_threads for k in range(1, num_threads)]), len(data)]
         with ThreadPoolExecutor(num_threads) as pool:
-            parts = pool.map(self._encode, [data[a:b] for a, b in zip(cuts, cuts[1:], strict=False)])
+            parts = pool.map(self._encode, [data[a:b] for a, b in pairwise(cuts)])
             return [ids for part in parts for ids in part]
 
     def _encode(self, data: Sequence[bytes]) -> list[list[int]]:
@@ -66,7 +66,7 @@ class CompiledBPE:
             out_bounds,
         )  # fmt: skip
         ends = out_bounds.tolist()
-        return [ids[start:end].tolist() for start, end in zip(ends, ends[1:], strict=False)]
+        return [ids[start:end].tolist() for start, end in pairwise(ends)]
 
 
 def compile_steps() -> list[CompileStep]:

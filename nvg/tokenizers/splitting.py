@@ -21,6 +21,7 @@ WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
 _BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 # What the two libraries' patterns write alike but mean otherwise, or what only one of them knows.
 _FOREIGN = regex.compile(r"(?<!\\)(?:\\\\)*(?:\\[hHRXKGkgAzZbByYO]|\[\[:|&&|--|\(\?[^:=!<>i])")
+_TIMEOUT_S = 10
 _FLAGS = regex.V0 | regex.MULTILINE  # ^ and $ are those of lines there
 
 
@@ -35,7 +36,7 @@ class Split:
     pattern: str
     """Of the library `regex`."""
     behavior: str = "Isolated"
-    """What becomes of the matches: one of `Isolated`, `Removed`, `MergedWithPrevious`, `MergedWithNext`, `Contiguous`."""
+    """What becomes of matches: one of `Isolated`, `Removed`, `MergedWithPrevious`, `MergedWithNext`, `Contiguous`."""
     invert: bool = False
     """What is between the matches counts as matched, and they don't."""
 
@@ -65,7 +66,7 @@ class Split:
         """Begin, end and whether it counts as matched, for all of the text."""
         done = 0
         # A pattern may take exponential time; the file that holds it may be anybody's.
-        for found in self._compiled.finditer(text, timeout=10 + len(text) / 10_000):
+        for found in self._compiled.finditer(text, timeout=_TIMEOUT_S + len(text) / 10_000):
             start, end = found.span()
             if done < start:
                 yield done, start, self.invert
