@@ -191,17 +191,17 @@ class TestSameIds:
         assert 0 < len(tokenizer._ids_of_piece) <= 10
 
 
+@pytest.fixture(scope="class")
+def compiled():
+    """A tokenizer that encodes whatever comes with compiled code."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_COMPILED_FROM_CHARS", "_LOADED_FROM_CHARS", "_COMPILED_NOW_FROM_CHARS"):
+            patch.setattr(bpe, name, 0)
+        yield ByteLevelBPE.from_dir(TALES)
+
+
 class TestCompiled:
     """What long texts are encoded with, against the same in Python and against tiktoken."""
-
-    @pytest.fixture(autouse=True)
-    def for_any_length(self, monkeypatch):
-        for name in ("_COMPILED_FROM_CHARS", "_LOADED_FROM_CHARS", "_COMPILED_NOW_FROM_CHARS"):
-            monkeypatch.setattr(bpe, name, 0)
-
-    @pytest.fixture(scope="class")
-    def compiled(self):
-        return ByteLevelBPE.from_dir(TALES)
 
     @pytest.mark.parametrize("text", NASTY)
     def test_nasty(self, compiled, tales_oracle, text):
@@ -232,7 +232,7 @@ class TestCompiled:
         text = "".join(rng.choices("etaoinshrdlu", k=length))
         assert compiled.encode(text) == compiled._piecewise_ids(text)
 
-    def test_gpt2(self, gpt2_tiktoken):
+    def test_gpt2(self, compiled, gpt2_tiktoken):
         tokenizer = ByteLevelBPE.from_dir(GPT2)
         source = (ROOT / "nvg" / "README.md").read_text(encoding="utf-8") + Path(__file__).read_text(encoding="utf-8")
         assert tokenizer.encode(source) == gpt2_tiktoken.encode_ordinary(source)
@@ -458,8 +458,11 @@ def added(content, token_id, **options):
     return entry | {"normalized": False, "special": True} | options
 
 
-CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA3 = CL100K.replace("|'d)", "|'d)").replace(r"\p{L}+|\p{N}{1,3}", r"\p{L}++|\p{N}{1,3}")
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+LLAMA3 = CL100K.replace(r"]?\p{L}+", r"]?+\p{L}++")
 QWEN2 = CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
@@ -475,6 +478,46 @@ def sequence(*parts, **options):
 
 def replace(pattern, content="x"):
     return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+KINDS = {
+    "cl100k": {"pre_tokenizer": sequence(split(CL100K))},
+    "llama3": {"pre_tokenizer": sequence(split(LLAMA3)), "model__ignore_merges": True},
+    "qwen2": {"pre_tokenizer": sequence(split(QWEN2)), "normalizer": {"type": "NFC"}},
+    "starcoder": {"pre_tokenizer": sequence({"type": "Digits", "individual_digits": True}, use_regex=True)},
+    "digits": {"pre_tokenizer": sequence({"type": "Digits", "individual_digits": False}, add_prefix_space=True)},
+    "bytes alone": {"pre__use_regex": False, "pre__add_prefix_space": True},
+    "deepseek": {
+        "pre_tokenizer": sequence(split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split(r"\p{N}+"))
+    },
+    **{
+        f"{behavior} {invert}": {"pre_tokenizer": sequence(split(r"[aeé ]|\n+", behavior, invert), split("h*"))}
+        for behavior in ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+        for invert in (False, True)
+    },
+    "lines": {"pre_tokenizer": sequence(split("^a|b$"))},
+    "string": {
+        "pre_tokenizer": sequence(
+            {"type": "Split", "pattern": {"String": ". "}, "behavior": "MergedWithPrevious", "invert": False}
+        )
+    },
+    **{kind: {"normalizer": {"type": kind}} for kind in ("NFD", "NFKC", "NFKD", "Lowercase", "StripAccents")},
+    "strip": {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+    "strip left": {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": False}},
+    "prepend": {"normalizer": {"type": "Prepend", "prepend": "the"}},
+    "replace": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "NFD"},
+                {"type": "StripAccents"},
+                replace({"Regex": " {2,}|b+"}, r"\1<"),
+                replace({"String": "."}, "!"),
+            ],
+        }
+    },
+}
+"""What the files of other models have, and each option by itself."""
 
 
 class TestFiles:
@@ -558,44 +601,6 @@ class TestFiles:
             if not any(special in text for special in ours.special_tokens):
                 assert ours.encode(text) == oracle.encode(text).ids
 
-    KINDS = {
-        "cl100k": {"pre_tokenizer": sequence(split(CL100K))},
-        "llama3": {"pre_tokenizer": sequence(split(LLAMA3)), "model__ignore_merges": True},
-        "qwen2": {"pre_tokenizer": sequence(split(QWEN2)), "normalizer": {"type": "NFC"}},
-        "starcoder": {"pre_tokenizer": sequence({"type": "Digits", "individual_digits": True}, use_regex=True)},
-        "digits": {"pre_tokenizer": sequence({"type": "Digits", "individual_digits": False}, add_prefix_space=True)},
-        "bytes alone": {"pre__use_regex": False, "pre__add_prefix_space": True},
-        "deepseek": {
-            "pre_tokenizer": sequence(split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split(r"\p{N}+"))
-        },
-        **{
-            f"{behavior} {invert}": {"pre_tokenizer": sequence(split(r"[aeé ]|\n+", behavior, invert), split("h*"))}
-            for behavior in ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
-            for invert in (False, True)
-        },
-        "lines": {"pre_tokenizer": sequence(split("^a|b$"))},
-        "string": {
-            "pre_tokenizer": sequence(
-                {"type": "Split", "pattern": {"String": ". "}, "behavior": "MergedWithPrevious", "invert": False}
-            )
-        },
-        **{kind: {"normalizer": {"type": kind}} for kind in ("NFD", "NFKC", "NFKD", "Lowercase", "StripAccents")},
-        "strip": {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
-        "strip left": {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": False}},
-        "prepend": {"normalizer": {"type": "Prepend", "prepend": "the"}},
-        "replace": {
-            "normalizer": {
-                "type": "Sequence",
-                "normalizers": [
-                    {"type": "NFD"},
-                    {"type": "StripAccents"},
-                    replace({"Regex": " {2,}|b+"}, r"\1<"),
-                    replace({"String": "."}, "!"),
-                ],
-            }
-        },
-    }
-
     @pytest.mark.parametrize("kind", KINDS)
     def test_every_kind_of_file_gives_the_ids_of_tokenizers(self, tmp_path, kind):
         n = len(tiny_vocab())
@@ -608,7 +613,7 @@ class TestFiles:
             added("[b]", n + 5, special=True, normalized=True, lstrip=True, rstrip=True),
             added("s>", n + 6, special=False),
         ]
-        write_json(tmp_path, tiny_settings(added_tokens=tokens, **self.KINDS[kind]))
+        write_json(tmp_path, tiny_settings(added_tokens=tokens, **KINDS[kind]))
         ours = ByteLevelBPE.from_dir(tmp_path)
         oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
         parts = [*(token["content"] for token in tokens), "A", "The", "he", "don't", "'S", "12", "3456", "é", "e\u0301"]
@@ -647,7 +652,7 @@ class TestFiles:
         lines = (ROOT / "nvg" / "README.md").read_text(encoding="utf-8").splitlines()
         trained.train_from_iterator([*lines, *NASTY], trainer)
         settings = json.loads(trained.to_str())
-        for name, value in ({} if kind == "gpt2" else self.KINDS[kind]).items():
+        for name, value in ({} if kind == "gpt2" else KINDS[kind]).items():
             (settings["model"] if name.startswith("model__") else settings)[name.removeprefix("model__")] = value
         write_json(tmp_path, settings)
         ours = ByteLevelBPE.from_dir(tmp_path)
