@@ -21,7 +21,6 @@ from typing import Any
 from report import Spread, facts, print_facts, print_table, write_json
 
 from nvg.tokenizers.bpe import ByteLevelBPE
-from nvg.tokenizers.splitting import GPT2_PATTERN
 
 Encode = Callable[[str], Any]
 EncodeBatch = Callable[[list[str]], Any]
@@ -49,11 +48,7 @@ def texts(arguments: argparse.Namespace) -> dict[str, str]:
     cut = {name: text.encode()[:size].decode("utf-8", "ignore") for name, text in found.items()}
     small = int(arguments.small_megabytes * 1e6)
     letters = "".join(random.Random(0).choices("etaoinshrdlucmf", k=small))
-    return (
-        cut
-        | {"1 MB ^": "^" * small, "1 MB spaces": " " * small, "1 MB emoji": "😀" * (small // 4)}
-        | {"1 MB word": letters}
-    )
+    return cut | {"^": "^" * small, "spaces": " " * small, "emoji": "😀" * (small // 4)} | {"one word": letters}
 
 
 def hugging_face(directory: Path) -> tuple[Encode, EncodeBatch]:
@@ -68,13 +63,14 @@ def hugging_face(directory: Path) -> tuple[Encode, EncodeBatch]:
 
 def tiktoken_of(ours: ByteLevelBPE) -> tuple[Encode, EncodeBatch]:
     import tiktoken
+    from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's, which overflows no stack
 
     special = ours.special_tokens
     ranks = {ours.token_bytes(i): i for i in range(ours.vocab_size) if i not in special.values()}
     ordered = sorted(ranks.values()) == list(range(len(ranks)))
     if not ordered:  # tiktoken's ids are its ranks; what it costs is the same
         ranks = {token: rank for rank, token in enumerate(sorted(ranks, key=ranks.__getitem__))}
-    encoding = tiktoken.Encoding("vocabulary", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    encoding = tiktoken.Encoding("vocabulary", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
     return encoding.encode_ordinary, encoding.encode_ordinary_batch
 
 

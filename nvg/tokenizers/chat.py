@@ -37,7 +37,7 @@ def apply_chat_template(
     except ImportError as error:
         raise NvgError(f"chat templates need jinja2: `pip install 'nvg[chat]'` installs it ({cause(error)})") from error
 
-    class Generation(ext.Extension):
+    class Generation(ext.Extension):  # type: ignore[misc]
         """`{% generation %}` marks the assistant's part for training; here it means nothing."""
 
         tags = {"generation"}  # noqa: RUF012 (as Jinja has it)
@@ -57,9 +57,9 @@ def apply_chat_template(
     special = {name: value["content"] if isinstance(value, dict) else value for name, value in config.items()
                if name.endswith("_token") and (isinstance(value, str) or _is_token(value))}  # fmt: skip
     try:
-        return environment.from_string(source).render(
-            messages=[dict(message) for message in messages], add_generation_prompt=add_generation_prompt, **special
-        )
+        template = environment.from_string(source)
+        conversation = [dict(message) for message in messages]
+        return str(template.render(messages=conversation, add_generation_prompt=add_generation_prompt, **special))
     except ParameterError:
         raise
     except jinja2.TemplateSyntaxError as error:
