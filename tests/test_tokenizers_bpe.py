@@ -195,7 +195,7 @@ class TestSameIds:
 def compiled():
     """A tokenizer that encodes whatever comes with compiled code."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_COMPILED_FROM_CHARS", "_LOADED_FROM_CHARS", "_COMPILED_NOW_FROM_CHARS"):
+        for name in ("_COMPILED_FROM_CHARS", "_LOADED_FROM_CHARS", "_PREPARED_FROM_CHARS"):
             patch.setattr(bpe, name, 0)
         yield ByteLevelBPE.from_dir(TALES)
 
@@ -272,7 +272,7 @@ def test_short_texts_load_nothing(tales):
 def test_code_that_is_not_compiled_yet_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(bpe_compiled, "is_ready", lambda: False)
     monkeypatch.setattr(bpe, "_LOADED_FROM_CHARS", 1000)
-    monkeypatch.setattr(bpe, "_COMPILED_NOW_FROM_CHARS", 2000)
+    monkeypatch.setattr(bpe, "_PREPARED_FROM_CHARS", 2000)
     tokenizer = ByteLevelBPE.from_dir(TALES)
     tokenizer.encode("a" * 1500)
     assert tokenizer._compiled is None
@@ -661,6 +661,27 @@ class TestFiles:
         for _ in range(150):
             text = "".join(rng.choices([*SETTLED, *SPACES * 40, *"abcdefst'1!" * 400], k=rng.randrange(80)))
             assert ours.encode(text, allow_special=True) == oracle.encode(text).ids, text
+
+    def test_many_added_tokens(self, tmp_path):
+        n = len(tiny_vocab())
+        contents = sorted({f"<{i}>" for i in range(1500)} | {"<1>2", "<1>23", "<1"})
+        tokens = [added(content, n + i) for i, content in enumerate(contents)]
+        write_json(tmp_path, tiny_settings(added_tokens=tokens))
+        ours = ByteLevelBPE.from_dir(tmp_path)
+        oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        rng = random.Random(9)
+        for _ in range(100):
+            text = "".join(rng.choices(["<", "1", ">", "2", "3", "he", " ", "<77>", "<1499>", "<1500>"], k=30))
+            assert ours.encode(text, allow_special=True) == oracle.encode(text).ids, text
+
+    @pytest.mark.slow
+    def test_a_million_added_tokens(self, tmp_path):
+        vocab = {char: i + 10**6 for i, char in enumerate(bytes_alphabet())}
+        tokens = [{"content": f"<{i}>", "id": i, "special": False, "normalized": False} for i in range(10**6)]
+        write_json(tmp_path, tiny_settings(added_tokens=tokens, model__vocab=vocab, model__merges=[]))
+        start = time.process_time()
+        assert ByteLevelBPE.from_dir(tmp_path).encode("<7><999999>") == [7, 999999]
+        assert time.process_time() - start < 20
 
     def test_a_pattern_that_takes_for_ever(self, tmp_path, monkeypatch):
         monkeypatch.setattr("nvg.tokenizers.splitting._TIMEOUT_S", 0.2)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import regex
 
 from nvg.tokenizers.splitting import WHITE_SPACE
 
-_WORD_CHARACTER = regex.compile(r"\w")
+_MAX_ALTERNATIVES = 1000
+"""Of a pattern: a million take a minute to compile. Of more tokens, a pattern finds the first characters."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,19 @@ class AddedTokenFinder:
         for token in sorted(tokens, key=lambda token: not token.special):
             self._tokens.setdefault(normalize(token.content) if normalize else token.content, token)
         self._tokens.pop("", None)
-        longest_first = sorted(self._tokens, key=lambda content: (-len(content), content))
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._lengths = sorted({len(content) for content in self._tokens}, reverse=True)
+        if len(self._tokens) <= _MAX_ALTERNATIVES:
+            looked_for: Iterable[str] = sorted(self._tokens, key=lambda content: (-len(content), content))
+        else:
+            looked_for = {content[0] for content in self._tokens}
+        self._pattern = re.compile("|".join(map(re.escape, looked_for)) or r"(?!)")
 
     def cut(self, text: str, *, allow_special: bool) -> list[str | int]:
         """The text with the tokens in it replaced by their ids; no string is empty."""
         segments: list[str | int] = []
         done = 0
-        for found in self._pattern.finditer(text) if self._pattern else ():
-            token = self._tokens[found[0]]
-            start, end = found.span()
+        for start, end in self._spans(text):
+            token = self._tokens[text[start:end]]
             if token.special and not allow_special:
                 continue
             if token.single_word and (_is_word(text, start - 1) or _is_word(text, end)):
@@ -69,6 +73,20 @@ class AddedTokenFinder:
             segments.append(text[done:])
         return segments
 
+    def _spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where tokens are, none of them within another."""
+        if len(self._tokens) <= _MAX_ALTERNATIVES:
+            yield from (found.span() for found in self._pattern.finditer(text))
+            return
+        start = 0
+        while found := self._pattern.search(text, start):
+            start = found.start()
+            ends = (start + length for length in self._lengths)
+            end = next((end for end in ends if text[start:end] in self._tokens), None)
+            if end is not None:
+                yield start, end
+            start = end or start + 1
+
 
 def _is_word(text: str, index: int) -> bool:
-    return 0 <= index < len(text) and _WORD_CHARACTER.match(text, index) is not None
+    return 0 <= index < len(text) and regex.match(r"\w", text[index]) is not None

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING
 
 import regex
@@ -32,10 +33,10 @@ _MAX_LISTED_CHARS = 1 << 22
 """A longer text's pieces are made one by one: slower, but a list of them would take many times the text's memory."""
 
 _COMPILED_FROM_CHARS = 1 << 12
-_LOADED_FROM_CHARS = 1 << 20
-_COMPILED_NOW_FROM_CHARS = 1 << 22
-"""Compiled code is for texts that are worth it: more once it has to be loaded (0.4 s), still more if it has to be
-compiled (some seconds, once per machine)."""
+_LOADED_FROM_CHARS = 1 << 18
+_PREPARED_FROM_CHARS = 1 << 22
+"""Compiled code is for texts that are worth it: more, once it has to be loaded (0.1 s), and still more if Numba has to
+be loaded (1 s) or the code to be compiled (3 s, once per machine)."""
 
 
 class ByteLevelBPE:
@@ -159,10 +160,9 @@ class ByteLevelBPE:
     def _compiled_for(self, num_chars: int) -> CompiledBPE | None:
         """The compiled code, if that is the faster way for so much text."""
         if self._compiled is None and num_chars >= _LOADED_FROM_CHARS and self._definition.whole_pieces is None:
-            from nvg.tokenizers import bpe_compiled
-
-            if num_chars >= _COMPILED_NOW_FROM_CHARS or bpe_compiled.is_ready():
-                self._compiled = bpe_compiled.CompiledBPE(self._definition.merges, self._definition.byte_ids)
+            ready = "numba" in sys.modules and _bpe_compiled().is_ready()
+            if ready or num_chars >= _PREPARED_FROM_CHARS:
+                self._compiled = _bpe_compiled().CompiledBPE(self._definition.merges, self._definition.byte_ids)
         return self._compiled if num_chars >= _COMPILED_FROM_CHARS else None
 
     def _piecewise_ids(self, text: str) -> list[int]:
@@ -198,3 +198,9 @@ class ByteLevelBPE:
                 self._ids_of_piece.clear()
             self._ids_of_piece[piece] = ids
         return ids
+
+
+def _bpe_compiled() -> ModuleType:
+    from nvg.tokenizers import bpe_compiled  # not at the start: it imports Numba
+
+    return bpe_compiled

@@ -262,13 +262,14 @@ def _tokens_by_id(source: Path, vocab: dict[str, int], added_tokens: list[AddedT
         alphabet = set(CHAR_OF_BYTE.values())
         foreign = next(token for token in spelled if not set(token) <= alphabet)
         raise CheckpointError(f"{source}: token {foreign!r} is not spelled in byte-level characters; {WAY_OUT}")
-    tokens = sorted(spelled, key=spelled.__getitem__)
-    for token in sorted(added_tokens, key=lambda token: token.token_id):
+    tokens = [""] * len(ids)
+    for token_text, token_id in spelled.items():
+        tokens[token_id] = token_text
+    for token in added_tokens:
         try:
-            spelling = spell(token.content.encode())
+            tokens[token.token_id] = spell(token.content.encode())
         except UnicodeEncodeError as error:
             raise CheckpointError(f"{source}: added token {token.content!r} is not Unicode") from error
-        tokens.insert(token.token_id, spelling)
     return tokens
 
 

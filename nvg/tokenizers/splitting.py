@@ -20,7 +20,7 @@ WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
 
 _BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 # What the two libraries' patterns write alike but mean otherwise, or what only one of them knows.
-_FOREIGN = regex.compile(r"(?<!\\)(?:\\\\)*(?:\\[hHRXKGkgAzZbByYO]|\[\[:|&&|--|\(\?[^:=!<>i])")
+_FOREIGN = r"(?<!\\)(?:\\\\)*(?:\\[hHRXKGkgAzZbByYO]|\[\[:|&&|--|\(\?[^:=!<>i])"
 _TIMEOUT_S = 10
 _FLAGS = regex.V0 | regex.MULTILINE  # ^ and $ are those of lines there
 
@@ -170,7 +170,7 @@ def _pattern(setting: Any) -> str:
         case {"String": str(text)} if text:
             return str(regex.escape(text, special_only=True, literal_spaces=True))
         case {"Regex": str(pattern)} if pattern:
-            if foreign := _FOREIGN.search(pattern):
+            if foreign := regex.search(_FOREIGN, pattern):
                 raise UnsupportedError(f"{foreign[0]!r} in the pattern {pattern!r}")
             try:
                 regex.compile(pattern, _FLAGS)
