@@ -178,7 +178,8 @@ class TestHubCache:
 
     def test_a_reference_leads_nowhere_else(self, cache, tmp_path):
         snapshot = put(cache, "org/name")
-        (tmp_path / "config.json").write_text("{}")
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / name).write_text("{}")
         for content in ("../../../..", str(tmp_path), "", COMMIT * 5, "\xff"):
             (cache / "models--org--name" / "refs" / "main").write_text(content)
             refusal("org/name")

@@ -45,6 +45,7 @@ NASTY = [
     "Once upon a time, there was a King.",
     "it's I'll they've we're he'd I'm don't 'S 'LL ''s 's's ’s can''t",
     " 's 'x ' ' '",
+    "a'al a'le a'rl a'vl a'xe 'l 'v 'r",
     "1234567890 3.14159 ½ ² ٣٤ 四 Ⅷ 12ab34",
     "e\u0301 a\u0300\u0301\u0302 \u0301 नमस्ते กำ ष्ण",
     "👩‍👩‍👧‍👦 👍🏽 🇩🇪 😀😀 ❤️ 🏴\U000e0067\U000e0062\U000e007f",
