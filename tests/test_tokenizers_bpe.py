@@ -492,10 +492,11 @@ KINDS = {
         "pre_tokenizer": sequence(split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split(r"\p{N}+"))
     },
     **{
-        f"{behavior} {invert}": {"pre_tokenizer": sequence(split(r"[abeé ]|\n+", behavior, invert), split("h*"))}
+        f"{behavior} {invert}": {"pre_tokenizer": sequence(split(r"[abeé ]|\n+", behavior, invert), split("h"))}
         for behavior in ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
         for invert in (False, True)
     },
+    "empty matches": {"pre_tokenizer": sequence(split("h*|"))},
     "lines": {"pre_tokenizer": sequence(split("^a|b$"))},
     "string": {
         "pre_tokenizer": sequence(
