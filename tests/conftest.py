@@ -27,8 +27,11 @@ def compiled_kernels():
     from nvg.model.runner import compile_steps
     from nvg.runtime.compile_cache import prepare
     from nvg.sampling import chain
+    from nvg.tokenizers import bpe_compiled
 
-    prepare([*compile_steps(), *roofline.compile_steps(), *chain.compile_steps()])
+    prepare(
+        [*compile_steps(), *roofline.compile_steps(), *chain.compile_steps(), *bpe_compiled.compile_steps()],
+    )
 
 
 @pytest.fixture

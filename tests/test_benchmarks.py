@@ -97,6 +97,17 @@ def test_load_measures_every_way_and_keeps_nothing(run, tmp_path):
     assert not [file for file in packed_files.packed_files() if file.model == str(directory)]
 
 
+def test_tokenizing_measures_each_library_on_each_text(run, tmp_path):
+    (tmp_path / "text.txt").write_text("Once upon a time\nthere was a king.\n" * 100)
+    options = ("--text", "tale=text.txt", "--megabytes", "0.003", "--small-megabytes", "0.001", "--repetitions", "1")
+    process, result = run("tokenizing.py", str(TALES), *options, "--json", "result.json")
+    assert process.returncode == 0, process.stderr
+    assert set(result["texts"]) >= {"code", "code, batch", "tale", "tale, batch", "^", "spaces", "emoji", "one word"}
+    for measured in result["texts"].values():
+        assert set(measured["mb_s"]) == {"nvg", "tokenizers", "tiktoken"}
+        assert min(map(min, measured["mb_s"].values())) > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -19,6 +19,7 @@ def packed(tmp_path, monkeypatch):
 
     The cache is a fresh one."""
     monkeypatch.setenv("NVG_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("NVG_PACKED_CACHE_GB", "0.5")
     kept = []
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvg.errors import CheckpointError, ParameterError
+from nvg.tokenizers import bpe, bpe_compiled
 from nvg.tokenizers.bpe import ByteLevelBPE
 from nvg.tokenizers.bpe_merge import MergeTable
 
@@ -44,6 +45,7 @@ NASTY = [
     "Once upon a time, there was a King.",
     "it's I'll they've we're he'd I'm don't 'S 'LL ''s 's's ’s can''t",
     " 's 'x ' ' '",
+    "a'al a'le a'rl a'vl a'xe 'l 'v 'r",
     "1234567890 3.14159 ½ ² ٣٤ 四 Ⅷ 12ab34",
     "e\u0301 a\u0300\u0301\u0302 \u0301 नमस्ते กำ ष्ण",
     "👩‍👩‍👧‍👦 👍🏽 🇩🇪 😀😀 ❤️ 🏴\U000e0067\U000e0062\U000e007f",
@@ -188,6 +190,95 @@ class TestSameIds:
         text = "the king and the queen and their three little daughters went into the wood to the old witch " * 2
         assert tokenizer.encode(text) == plain_ids(tales_oracle, text)
         assert 0 < len(tokenizer._ids_of_piece) <= 10
+
+
+@pytest.fixture(scope="class")
+def compiled():
+    """A tokenizer that encodes whatever comes with compiled code."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_COMPILED_FROM_CHARS", "_LOADED_FROM_CHARS", "_PREPARED_FROM_CHARS"):
+            patch.setattr(bpe, name, 0)
+        yield ByteLevelBPE.from_dir(TALES)
+
+
+class TestCompiled:
+    """What long texts are encoded with, against the same in Python and against tiktoken."""
+
+    @pytest.mark.parametrize("text", NASTY)
+    def test_nasty(self, compiled, tales_oracle, text):
+        assert compiled.encode(text) == plain_ids(tales_oracle, text)
+        assert compiled._compiled is not None
+
+    @settings(max_examples=300, deadline=None)
+    @given(texts=st.lists(TEXT, max_size=4))
+    def test_any_text(self, compiled, tales_oracle, texts):
+        assert compiled.encode_batch(texts) == [plain_ids(tales_oracle, text) for text in texts]
+        allowed = [tales_oracle.encode(text).ids for text in texts]
+        assert compiled.encode_batch(texts, allow_special=True) == allowed
+
+    @settings(max_examples=100, deadline=None)
+    @given(text=st.text(" '\n\ta1!s\u3000é", max_size=40))
+    def test_few_kinds_of_characters(self, compiled, tales_oracle, text):
+        assert compiled.encode(text) == plain_ids(tales_oracle, text)
+
+    def test_every_character_between_others(self, compiled, monkeypatch):
+        every = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+        for separator in ("a", "1 ", " !"):
+            text = separator.join(every[::7])
+            assert compiled.encode(text) == compiled._piecewise_ids(text)
+
+    @pytest.mark.parametrize("length", [32, 33, 63, 64, 65, 66, 1000, 50_000])
+    def test_long_words(self, compiled, length):
+        rng = random.Random(length)
+        text = "".join(rng.choices("etaoinshrdlu", k=length))
+        assert compiled.encode(text) == compiled._piecewise_ids(text)
+
+    def test_gpt2(self, compiled, gpt2_tiktoken):
+        tokenizer = ByteLevelBPE.from_dir(GPT2)
+        source = (ROOT / "nvg" / "README.md").read_text(encoding="utf-8") + Path(__file__).read_text(encoding="utf-8")
+        assert tokenizer.encode(source) == gpt2_tiktoken.encode_ordinary(source)
+
+    @settings(max_examples=100, deadline=None)
+    @given(table=st.data())
+    def test_merges_in_any_order(self, table):
+        vocab_size, merges = table.draw(TestMerges.tables())
+        columns = [[merge[k] for merge in merges] for k in range(3)]
+        length = table.draw(st.sampled_from([1, 2, 10, 64, 65, 150]))
+        text = "".join(random.Random(table.draw(st.integers(0, 1000))).choices("abc", k=length))
+        byte_ids = [0] * 256
+        byte_ids[97:100] = 0, 1, 2
+        compiled = bpe_compiled.CompiledBPE(MergeTable(*columns, vocab_size), byte_ids)
+        assert compiled.encode([text]) == [TestMerges.naive([ord(char) - 97 for char in text], merges)]
+
+    def test_threads(self, compiled, monkeypatch):
+        monkeypatch.setattr(bpe_compiled, "_BYTES_PER_THREAD", 1)
+        monkeypatch.setattr(bpe_compiled, "default_threads", lambda: 5)
+        texts = ["a king", "x" * 500, "", "the end", "é" * 40, " ", "once upon a time there was"]
+        for number in range(1, len(texts) + 1):
+            expected = [compiled._piecewise_ids(text) for text in texts[:number]]
+            assert compiled.encode_batch(texts[:number]) == expected
+
+    def test_the_table_of_words_is_overwritten(self, compiled, monkeypatch):
+        rng = random.Random(0)
+        text = " ".join("".join(rng.choices("abcdefgh", k=5)) for _ in range(60_000))
+        assert compiled.encode(text) == compiled._piecewise_ids(text)
+
+
+def test_short_texts_load_nothing(tales):
+    tokenizer = ByteLevelBPE.from_dir(TALES)
+    tokenizer.encode("a king " * 1000)
+    assert tokenizer._compiled is None
+
+
+def test_code_that_is_not_compiled_yet_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(bpe_compiled, "is_ready", lambda: False)
+    monkeypatch.setattr(bpe, "_LOADED_FROM_CHARS", 1000)
+    monkeypatch.setattr(bpe, "_PREPARED_FROM_CHARS", 2000)
+    tokenizer = ByteLevelBPE.from_dir(TALES)
+    tokenizer.encode("a" * 1500)
+    assert tokenizer._compiled is None
+    tokenizer.encode("a" * 2000)
+    assert tokenizer._compiled is not None
 
 
 class TestMerges:
@@ -368,6 +459,69 @@ def added(content, token_id, **options):
     return entry | {"normalized": False, "special": True} | options
 
 
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+LLAMA3 = CL100K.replace(r"]?\p{L}+", r"]?+\p{L}++")
+QWEN2 = CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def split(pattern, behavior="Isolated", invert=False):
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert}
+
+
+def sequence(*parts, **options):
+    """A pre-tokenizer: the parts, then bytes without GPT-2's pattern."""
+    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False} | options
+    return {"type": "Sequence", "pretokenizers": [*parts, last]}
+
+
+def replace(pattern, content="x"):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+KINDS = {
+    "cl100k": {"pre_tokenizer": sequence(split(CL100K))},
+    "llama3": {"pre_tokenizer": sequence(split(LLAMA3)), "model__ignore_merges": True},
+    "qwen2": {"pre_tokenizer": sequence(split(QWEN2)), "normalizer": {"type": "NFC"}},
+    "starcoder": {"pre_tokenizer": sequence({"type": "Digits", "individual_digits": True}, use_regex=True)},
+    "digits": {"pre_tokenizer": sequence({"type": "Digits", "individual_digits": False}, add_prefix_space=True)},
+    "bytes alone": {"pre__use_regex": False, "pre__add_prefix_space": True},
+    "deepseek": {
+        "pre_tokenizer": sequence(split(r"[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split(r"\p{N}+"))
+    },
+    **{
+        f"{behavior} {invert}": {"pre_tokenizer": sequence(split(r"[abeé ]|\n+", behavior, invert), split("h"))}
+        for behavior in ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+        for invert in (False, True)
+    },
+    "empty matches": {"pre_tokenizer": sequence(split("h*|"))},
+    "lines": {"pre_tokenizer": sequence(split("^a|b$"))},
+    "string": {
+        "pre_tokenizer": sequence(
+            {"type": "Split", "pattern": {"String": ". "}, "behavior": "MergedWithPrevious", "invert": False}
+        )
+    },
+    **{kind: {"normalizer": {"type": kind}} for kind in ("NFD", "NFKC", "NFKD", "Lowercase", "StripAccents")},
+    "strip": {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+    "strip left": {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": False}},
+    "prepend": {"normalizer": {"type": "Prepend", "prepend": "the"}},
+    "replace": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "NFD"},
+                {"type": "StripAccents"},
+                replace({"Regex": " {2,}|b+"}, r"\1<"),
+                replace({"String": "."}, "!"),
+            ],
+        }
+    },
+}
+"""What the files of other models have, and each option by itself."""
+
+
 class TestFiles:
     TEXT = "the theabc abcabc he's  the\nabbc bc"
 
@@ -448,6 +602,94 @@ class TestFiles:
                 assert ours.decode(ours.encode(text)) == text
             if not any(special in text for special in ours.special_tokens):
                 assert ours.encode(text) == oracle.encode(text).ids
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_kind_of_file_gives_the_ids_of_tokenizers(self, tmp_path, kind):
+        n = len(tiny_vocab())
+        tokens = [
+            added("<s>", n),
+            added("<L>", n + 1, lstrip=True, special=False),
+            added("<R>", n + 2, rstrip=True),
+            added("word", n + 3, single_word=True, special=False),
+            added("[É]", n + 4, special=False, normalized=True),
+            added("[b]", n + 5, special=True, normalized=True, lstrip=True, rstrip=True),
+            added("s>", n + 6, special=False),
+        ]
+        write_json(tmp_path, tiny_settings(added_tokens=tokens, **KINDS[kind]))
+        ours = ByteLevelBPE.from_dir(tmp_path)
+        oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        parts = [*(token["content"] for token in tokens), "A", "The", "he", "don't", "'S", "12", "3456", "é", "e\u0301"]
+        parts += [
+            "abbc",
+            "b",
+            " ",
+            "  ",
+            "\n",
+            "\r\n",
+            "\t",
+            ".",
+            ". ",
+            "!?",
+            "😀",
+            "ΑΣ",
+            "İ",
+            "ﬁ",
+            "½",
+            "\u3000",
+            "漢字",
+        ]
+        rng = random.Random(5)
+        for _ in range(400):
+            text = "".join(rng.choices(parts, k=rng.randrange(14)))
+            assert ours.encode(text, allow_special=True) == oracle.encode(text).ids, text
+            assert ours.encode(text) == plain_ids(oracle, text), text
+
+    @pytest.mark.parametrize("kind", ["gpt2", "cl100k", "llama3", "qwen2"])
+    def test_trained_vocabularies_on_random_unicode(self, tmp_path, kind):
+        trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+        trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=900, initial_alphabet=bytes_alphabet(), special_tokens=[END], show_progress=False
+        )
+        lines = (ROOT / "nvg" / "README.md").read_text(encoding="utf-8").splitlines()
+        trained.train_from_iterator([*lines, *NASTY], trainer)
+        settings = json.loads(trained.to_str())
+        for name, value in ({} if kind == "gpt2" else KINDS[kind]).items():
+            (settings["model"] if name.startswith("model__") else settings)[name.removeprefix("model__")] = value
+        write_json(tmp_path, settings)
+        ours = ByteLevelBPE.from_dir(tmp_path)
+        oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        rng = random.Random(kind)
+        for _ in range(150):
+            text = "".join(rng.choices([*SETTLED, *SPACES * 40, *"abcdefst'1!" * 400], k=rng.randrange(80)))
+            assert ours.encode(text, allow_special=True) == oracle.encode(text).ids, text
+
+    def test_many_added_tokens(self, tmp_path):
+        n = len(tiny_vocab())
+        contents = sorted({f"<{i}>" for i in range(1500)} | {"<1>2", "<1>23", "<1"})
+        tokens = [added(content, n + i) for i, content in enumerate(contents)]
+        write_json(tmp_path, tiny_settings(added_tokens=tokens))
+        ours = ByteLevelBPE.from_dir(tmp_path)
+        oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        rng = random.Random(9)
+        for _ in range(100):
+            text = "".join(rng.choices(["<", "1", ">", "2", "3", "he", " ", "<77>", "<1499>", "<1500>"], k=30))
+            assert ours.encode(text, allow_special=True) == oracle.encode(text).ids, text
+
+    @pytest.mark.slow
+    def test_a_million_added_tokens(self, tmp_path):
+        vocab = {char: i + 10**6 for i, char in enumerate(bytes_alphabet())}
+        tokens = [{"content": f"<{i}>", "id": i, "special": False, "normalized": False} for i in range(10**6)]
+        write_json(tmp_path, tiny_settings(added_tokens=tokens, model__vocab=vocab, model__merges=[]))
+        start = time.process_time()
+        assert ByteLevelBPE.from_dir(tmp_path).encode("<7><999999>") == [7, 999999]
+        assert time.process_time() - start < 20
+
+    def test_a_pattern_that_takes_for_ever(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("nvg.tokenizers.splitting._TIMEOUT_S", 0.2)
+        write_json(tmp_path, tiny_settings(pre_tokenizer=sequence(split("(a|aa)+c|b"))))
+        with pytest.raises(ParameterError, match="pattern takes too long"):
+            ByteLevelBPE.from_dir(tmp_path).encode("a" * 60)
 
     def test_added_tokens_keep_their_own_text(self, tmp_path):
         n = len(tiny_vocab())
@@ -633,8 +875,6 @@ class TestDamagedFiles:
             ([added("<s>", 300)], "no token has the id 263"),
             ([added("<s>", 5)], "2 tokens have the id 5"),
             ([added("he", 263)], "added token 'he' has id 263, but 256 in the vocabulary"),
-            ([added("<s>", 263, lstrip=True)], "added token '<s>' with lstrip is not supported"),
-            ([added("<s>", 263, single_word=True)], "with single_word is not supported"),
             ([added("\ud800", 263)], r"added token '\\ud800' is not Unicode"),
         ],
     )
@@ -648,10 +888,14 @@ class TestDamagedFiles:
     @pytest.mark.parametrize(
         ("changes", "feature"),
         [
-            ({"normalizer": {"type": "NFC"}}, "normalizer 'NFC'"),
+            ({"normalizer": {"type": "Precompiled"}}, "normalizer 'Precompiled'"),
+            ({"normalizer": replace({"Regex": r"\h"})}, r"'\\\\h' in the pattern '\\\\h'"),
+            ({"normalizer": replace({"Regex": "(a"})}, r"the pattern '\(a' \(missing \)"),
+            ({"normalizer": replace({"Regex": 1})}, "the pattern {'Regex': 1}"),
             ({"pre_tokenizer": None}, "pre_tokenizer None"),
             ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "pre_tokenizer 'Sequence'"),
-            ({"pre__use_regex": False}, "pre_tokenizer ByteLevel with use_regex false"),
+            ({"pre_tokenizer": sequence({"type": "Metaspace"})}, "pre_tokenizer 'Metaspace'"),
+            ({"pre_tokenizer": sequence(split("a", "Sideways"))}, "pre_tokenizer Split with behavior 'Sideways'"),
             ({"post_processor": {"type": "RobertaProcessing"}}, "post_processor 'RobertaProcessing'"),
             (
                 {"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {}]}},
@@ -667,4 +911,4 @@ class TestDamagedFiles:
     )
     def test_what_is_not_supported(self, tmp_path, changes, feature):
         write_json(tmp_path, tiny_settings(**changes))
-        refused(tmp_path, f"tokenizer.json: {feature}.* is not supported; nvg reads byte-level BPE as GPT-2 has it")
+        refused(tmp_path, f"tokenizer.json: {feature}.* is not supported; nvg reads byte-level BPE")

@@ -68,6 +68,8 @@ _GUIDANCE = ("negative_prompt", "guidance_scale")
     show_default=True,
     help="jsonl: a line for each choice.",
 )
+@click.option("--chat", is_flag=True, help="PROMPT is a user's message: put it into the model's chat template.")
+@click.option("--system", type=options.TEXT, metavar="TEXT", help="With --chat: the system message before it.")
 @click.option("--echo", is_flag=True, help="Begin the text with the prompt.")
 @click.option("--logprobs", type=int, metavar="K", help="Report log-probabilities: each token's and the K highest.")
 @click.option("--stats", is_flag=True, help="Report times, tok/s and what each sampler takes on stderr.")
@@ -85,6 +87,8 @@ def generate(
     samplers: tuple[str, ...],
     sampler_options: tuple[str, ...],
     output_format: str,
+    chat: bool,
+    system: str | None,
     echo: bool,
     stats: bool,
     explain: tuple[str, ...],
@@ -108,6 +112,8 @@ def generate(
     files, prompt = explain_command.files_and_prompt(explain, prompt)
     if branches and not files:
         raise click.UsageError(f"--branches is {branches}, and there is no --explain FILE.jsonl to write them into")
+    if system is not None and not chat:
+        raise click.UsageError("--system is for --chat")
     with options.flags_in_errors(), contextlib.ExitStack() as stack:
         params = SamplingParams(
             sampler=samplers or None,
@@ -127,7 +133,12 @@ def generate(
             if prompt is None:
                 prompt = DEFAULT_PROMPT
                 say(f"no prompt given; continuing {prompt!r}")
-            run = _Run(llm, prompt, params, trace, is_live=any(value not in files for value in explain))
+            prompt_token_ids = None
+            if chat:
+                prompt, prompt_token_ids = _chat_prompt(llm, config.model, system, prompt)
+            run = _Run(
+                llm, prompt, prompt_token_ids, params, trace, is_live=any(value not in files for value in explain)
+            )
             prefix = prompt if echo else ""
             interrupted = run.write(output_format, prefix)
             if stats:
@@ -160,6 +171,16 @@ def _load(
     return LLM(**asdict(config), report=say), params
 
 
+def _chat_prompt(llm: LLM, model: str, system: str | None, message: str) -> tuple[str, list[int]]:
+    """The text of a conversation that the message opens, and its ids."""
+    from nvg.hub import resolve_model
+    from nvg.tokenizers.chat import apply_chat_template
+
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    prompt = apply_chat_template(resolve_model(model), [*messages, {"role": "user", "content": message}])
+    return prompt, llm.tokenizer.encode(prompt, allow_special=True)
+
+
 def _open_trace(path: str) -> TraceWriter:
     from nvg.explain.trace import TraceWriter
 
@@ -170,7 +191,14 @@ class _Run:
     """One prompt's run, and the numbers about it."""
 
     def __init__(
-        self, llm: LLM, prompt: str, params: SamplingParams, trace: TraceWriter | None, *, is_live: bool
+        self,
+        llm: LLM,
+        prompt: str,
+        prompt_token_ids: list[int] | None,
+        params: SamplingParams,
+        trace: TraceWriter | None,
+        *,
+        is_live: bool,
     ) -> None:
         self._llm = llm
         self._prompt = prompt
@@ -180,7 +208,7 @@ class _Run:
         self.choices = [Choice(index) for index in range(params.n)]
         self._first_token_s: float | None = None
         self._start = time.perf_counter()
-        self._stream = llm.stream(prompt, params)
+        self._stream = llm.stream(prompt if prompt_token_ids is None else prompt_token_ids, params)
         if trace is not None:
             trace.begin(llm, params, prompt, self._stream.prompt_token_ids, self._stream.seed)
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 @click.group(invoke_without_command=True)
 @click.pass_context
 def models(context: click.Context) -> None:
-    """List the models, or remove what is kept of them.
+    """List the models, download one, or remove what is kept of them.
+
+    Models from the Hugging Face hub are in its own cache, which other programs share (HF_HOME or HF_HUB_CACHE names
+    its place): nvg adds to it with `pull`, and removes nothing from it (`hf cache rm model/ORG/NAME` does).
 
     When a model is closed, its weights are kept as they were packed in memory, and the next time they are mapped from
     there. NVG_PACKED_CACHE_GB is the most GB that all of them may take, by default 10, up to 1000000; 0 keeps
@@ -33,18 +36,21 @@ def models(context: click.Context) -> None:
 @models.command("list")
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def list_models(output_format: str = "text") -> None:
-    """List built-in models and packed weights, with their sizes and places."""
+    """List built-in models, those in the hub's cache, and packed weights, with their sizes and places."""
     from nvg.hub import BUILT_IN, resolve_model
+    from nvg.hub_cache import cached_models
     from nvg.model.packed_files import cap_bytes, packed_files
 
     cap = cap_bytes()
     built_in = [(name, resolve_model(name)) for name in BUILT_IN]
     sizes = {name: sum(file.stat().st_size for file in path.iterdir() if file.is_file()) for name, path in built_in}
+    models = [(name, "built-in", sizes[name], path) for name, path in built_in]
+    models += [(str(model.name), "hub", model.num_bytes, model.directory) for model in cached_models()]
     packed = [(_name_of(file.model), file) for file in packed_files()]
     if output_format == "json":
         facts: dict[str, Any] = {
             "models": [
-                {"model": name, "kind": "built-in", "bytes": sizes[name], "path": str(path)} for name, path in built_in
+                {"model": name, "kind": kind, "bytes": size, "path": str(path)} for name, kind, size, path in models
             ],
             "packed": [
                 {
@@ -61,12 +67,32 @@ def list_models(output_format: str = "text") -> None:
         }
         click.echo(json.dumps(facts))
         return
-    rows = [(name, "built in", _megabytes(sizes[name]), "", str(path)) for name, path in built_in]
+    rows = [(name, kind.replace("-", " "), _megabytes(size), "", str(path)) for name, kind, size, path in models]
     for name, file in packed:
         kind = f"packed {file.dtype}" if file.is_finished else "unfinished"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.last_used))
         rows.append((name or "?", kind, _megabytes(file.num_bytes), used, str(file.path)))
     print_table([("MODEL", "KIND", "SIZE", "LAST USED", "WHERE"), *rows])
+
+
+@models.command("pull")
+@click.argument("name", metavar="NAME[@REVISION]")
+def pull_model(name: str) -> None:
+    """Download a model from the Hugging Face hub into its cache, and print its directory.
+
+    NAME is gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2 or ORG/NAME; -m takes the same. Only the files that nvg
+    reads are downloaded, and none that are there. This needs the extra: pip install 'nvg[hub]'. A token for private and
+    gated models is taken from HF_TOKEN or from `hf auth login`; HF_ENDPOINT names another hub.
+    """
+    from nvg.errors import ParameterError
+    from nvg.hub_cache import HubName
+    from nvg.hub_download import pull
+    from nvg.model.config import read_config
+
+    hub_name = HubName.parse(name)
+    if hub_name is None or not hub_name.is_known:
+        raise ParameterError(f"{name!r} is no model of the hub; it must be gpt2, gpt2-xl ... or ORG/NAME[@REVISION]")
+    click.echo(pull(hub_name, read_config, say))
 
 
 def _complete_packed(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -79,7 +105,7 @@ def _complete_packed(ctx: click.Context, param: click.Parameter, incomplete: str
 @click.argument("names", metavar="[MODEL]...", nargs=-1, shell_complete=_complete_packed)
 @click.option("--all", "all_of_them", is_flag=True, help="Of every model.")
 def remove(names: Sequence[str], all_of_them: bool) -> None:
-    """Remove the packed weights of MODEL; checkpoints stay.
+    """Remove the packed weights of MODEL; checkpoints stay, those in the hub's cache too.
 
     MODEL is a name or path as for -m. A checkpoint that is gone can still be named.
     """
@@ -109,15 +135,16 @@ def _of_model(name: str, files: Sequence[PackedFile]) -> list[PackedFile]:
 
 def _name_of(directory: str) -> str:
     """What the user calls the model in `directory`, a real path."""
-    names = {os.path.realpath(path): name for name, path in _directories().items()}
-    return names.get(directory, directory)
+    return {os.path.realpath(path): name for name, path in _directories().items()}.get(directory, directory)
 
 
 def _directories() -> dict[str, str]:
-    """Of the built-in models, by name."""
+    """Of the built-in models and those in the hub's cache, by name."""
     from nvg.hub import BUILT_IN, resolve_model
+    from nvg.hub_cache import cached_models
 
-    return {name: str(resolve_model(name)) for name in BUILT_IN}
+    hub = {str(model.name): str(model.directory) for model in cached_models()}
+    return hub | {name: str(resolve_model(name)) for name in BUILT_IN}
 
 
 def _megabytes(num_bytes: int) -> str:

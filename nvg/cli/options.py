@@ -108,8 +108,10 @@ def _complete_models(ctx: click.Context, param: click.Parameter, incomplete: str
     from click.shell_completion import CompletionItem
 
     from nvg.hub import BUILT_IN
+    from nvg.hub_cache import cached_models
 
-    names = [CompletionItem(name, help=text) for name, text in BUILT_IN.items() if name.startswith(incomplete)]
+    known = BUILT_IN | {str(model.name): "from the hub" for model in cached_models()}
+    names = [CompletionItem(name, help=text) for name, text in known.items() if name.startswith(incomplete)]
     return [CompletionItem(incomplete, type="dir"), *names]  # bash forgets what comes before a directory
 
 

@@ -46,9 +46,13 @@ def _compile(pairs: list[tuple[str, str | None]]) -> Path | None:
     from nvg.runtime.compile_cache import prepare
     from nvg.runtime.kernel_store import store
     from nvg.sampling import chain
+    from nvg.tokenizers import bpe_compiled
 
     with store.required():
-        steps = {step.name: step for step in [*roofline.compile_steps(), *chain.compile_steps()]}
+        steps = {
+            step.name: step
+            for step in [*roofline.compile_steps(), *chain.compile_steps(), *bpe_compiled.compile_steps()]
+        }
         for dtype, kv_dtype in pairs:
             steps |= {step.name: step for step in runner.compile_steps(dtype, kv_dtype)}
         if all(step.is_cached() for step in steps.values()):

@@ -28,9 +28,10 @@ def sources_digest() -> str:
     """Digest of every source file that can reach machine code, and of the compilers' versions."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256(f"{__version__} {numba.__version__} {llvmlite.__version__} {sys.version}".encode())
-    for path in sorted(path for room in ("kernels", "runtime", "sampling") for path in package.glob(f"{room}/*.py")):
+    rooms = ("kernels", "runtime", "sampling", "tokenizers")
+    for path in sorted(path for room in rooms for path in package.glob(f"{room}/*.py")):
         source = path.read_bytes()
-        if path.parent.name != "sampling" or b"njit" in source or b"intrinsic" in source:  # the others are plain Python
+        if path.parent.name in rooms[:2] or b"njit" in source or b"intrinsic" in source:  # the others are plain Python
             digest.update(path.name.encode() + source)
     return digest.hexdigest()[:16]
 

@@ -5,26 +5,38 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING
 
 import regex
 
-from nvg.tokenizers.bpe_files import AddedToken, BPEDefinition, read_definition
+from nvg.errors import ParameterError
+from nvg.tokenizers.added_tokens import AddedTokenFinder
+from nvg.tokenizers.bpe_files import BPEDefinition, read_definition
 from nvg.tokenizers.byte_alphabet import spell, unspell
 from nvg.tokenizers.checks import joined_surrogates, unknown_token_id
+from nvg.tokenizers.splitting import GPT2_PATTERN
 
-PIECE = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-"""GPT-2's published pattern: text is cut into these pieces, and merges never cross from one to the next."""
+if TYPE_CHECKING:
+    from nvg.tokenizers.added_tokens import AddedToken
+    from nvg.tokenizers.bpe_compiled import CompiledBPE
 
+_GPT2_PIECE = regex.compile(GPT2_PATTERN)
 _MAX_CACHED_PIECES = 1 << 15
 _MAX_CACHED_CHARS = 32
 """Words come again and again; the cache stays below about 10 MB."""
 _MAX_LISTED_CHARS = 1 << 22
 """A longer text's pieces are made one by one: slower, but a list of them would take many times the text's memory."""
+
+_COMPILED_FROM_CHARS = 1 << 12
+_LOADED_FROM_CHARS = 1 << 18
+_PREPARED_FROM_CHARS = 1 << 22
+"""Compiled code is for texts that are worth it: more, once it has to be loaded (0.1 s), and still more if Numba has to
+be loaded (1 s) or the code to be compiled (3 s, once per machine)."""
 
 
 class ByteLevelBPE:
@@ -35,9 +47,14 @@ class ByteLevelBPE:
         self._tokens = definition.tokens
         specials = {token.content: token.token_id for token in definition.added_tokens if token.special}
         self._special_tokens = MappingProxyType(specials)
-        self._added_ids = {token.content: token.token_id for token in definition.added_tokens}
-        self._ordinary_added = _passes(token for token in definition.added_tokens if not token.special)
-        self._all_added = _passes(definition.added_tokens)
+        added: dict[bool, list[AddedToken]] = {False: [], True: []}
+        for token in definition.added_tokens:
+            added[token.normalized].append(token)
+        self._raw_tokens = AddedTokenFinder(added[False])
+        self._normalized_tokens = AddedTokenFinder(added[True], definition.normalizer)
+        self._compiled: CompiledBPE | None = None
+        self._space_first = None in definition.pre_tokenizer.steps[:1]
+        self._is_gpt2 = definition.pre_tokenizer.is_gpt2
         self._ids_of_piece: dict[str, list[int]] = {}
 
     @classmethod
@@ -70,10 +87,9 @@ class ByteLevelBPE:
         definition = self._definition
         digest = hashlib.sha256()
         for part in (
-            PIECE.pattern,
-            [[pattern.pattern for pattern in passes] for passes in (self._ordinary_added, self._all_added)],
-            sorted(self._added_ids.items()),
-            definition.add_prefix_space,
+            definition.pre_tokenizer,
+            definition.normalizer_setting,
+            sorted(definition.added_tokens, key=lambda token: token.token_id),
             sorted(definition.whole_pieces.items()) if definition.whole_pieces is not None else None,
             definition.tokens,
             definition.merges.pairs(),
@@ -86,17 +102,22 @@ class ByteLevelBPE:
 
         Surrogate pairs are joined. Raises ParameterError (a ValueError) for a lone surrogate, with its index.
         """
-        ids: list[int] = []
-        for segment in self._segments(joined_surrogates(text), allow_special):
-            if isinstance(segment, int):
-                ids.append(segment)
-            else:
-                self._append_ordinary(segment, ids)
-        return ids
+        return self.encode_batch([text], allow_special=allow_special)[0]
 
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
-        """`encode` for each text."""
-        return [self.encode(text, allow_special=allow_special) for text in texts]
+        """`encode` for each text; much text is shared out among threads."""
+        segments = [self._segments(joined_surrogates(text), allow_special) for text in texts]
+        ids_of = iter(self._ordinary_ids([part for parts in segments for part in parts if isinstance(part, str)]))
+        encoded = []
+        for parts in segments:
+            ids: list[int] = []
+            for part in parts:
+                if isinstance(part, int):
+                    ids.append(part)
+                else:
+                    ids += next(ids_of)
+            encoded.append(ids)
+        return encoded
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of the ids; bytes that are not UTF-8 become U+FFFD. Raises ParameterError for an unknown id."""
@@ -116,29 +137,52 @@ class ByteLevelBPE:
         return self._tokens[token_id]
 
     def _segments(self, text: str, allow_special: bool) -> list[str | int]:
-        """The text with the added tokens in it replaced by their ids."""
-        segments: list[str | int] = [text]
-        for pattern in self._all_added if allow_special else self._ordinary_added:
-            cut: list[str | int] = []
-            for segment in segments:
-                if isinstance(segment, int):
-                    cut.append(segment)
-                    continue
-                ordinary, *rest = pattern.split(segment)
-                cut.append(ordinary)
-                for content, ordinary in zip(rest[::2], rest[1::2], strict=True):
-                    cut += [self._added_ids[content], ordinary]
-            segments = cut
+        """The text, normalized, with the added tokens in it replaced by their ids; no string is empty."""
+        normalize = self._definition.normalizer
+        segments: list[str | int] = []
+        for segment in self._raw_tokens.cut(text, allow_special=allow_special):
+            if isinstance(segment, int):
+                segments.append(segment)
+            else:
+                normalized = normalize(segment) if normalize else segment
+                segments += self._normalized_tokens.cut(normalized, allow_special=allow_special)
         return segments
 
-    def _append_ordinary(self, text: str, ids: list[int]) -> None:
-        """Append the ids of text without added tokens."""
-        if self._definition.add_prefix_space and text and not text.startswith(" "):
-            text = " " + text
-        pieces = PIECE.findall(text) if len(text) <= _MAX_LISTED_CHARS else (m[0] for m in PIECE.finditer(text))
+    def _ordinary_ids(self, texts: list[str]) -> list[list[int]]:
+        """The ids of texts without added tokens, none of them empty."""
+        if self._is_gpt2:
+            if self._space_first:
+                texts = [text if text[0] == " " else " " + text for text in texts]
+            if compiled := self._compiled_for(sum(map(len, texts))):
+                return compiled.encode(texts)
+        return [self._piecewise_ids(text) for text in texts]
+
+    def _compiled_for(self, num_chars: int) -> CompiledBPE | None:
+        """The compiled code, if that is the faster way for so much text."""
+        if self._compiled is None and num_chars >= _LOADED_FROM_CHARS and self._definition.whole_pieces is None:
+            ready = "numba" in sys.modules and _bpe_compiled().is_ready()
+            if ready or num_chars >= _PREPARED_FROM_CHARS:
+                self._compiled = _bpe_compiled().CompiledBPE(self._definition.merges, self._definition.byte_ids)
+        return self._compiled if num_chars >= _COMPILED_FROM_CHARS else None
+
+    def _piecewise_ids(self, text: str) -> list[int]:
+        pieces: Iterable[str]
+        if not self._is_gpt2:
+            pieces = self._definition.pre_tokenizer.pieces(text)
+        elif len(text) <= _MAX_LISTED_CHARS:
+            pieces = _GPT2_PIECE.findall(text)
+        else:
+            pieces = (found[0] for found in _GPT2_PIECE.finditer(text))
+        ids: list[int] = []
         cached = self._ids_of_piece.get
-        for piece in pieces:
-            ids += cached(piece) or self._piece_ids(piece)
+        try:
+            for piece in pieces:
+                ids += cached(piece) or self._piece_ids(piece)
+        except TimeoutError:
+            raise ParameterError(
+                "the tokenizer's pattern takes too long for this text; the file may be hostile"
+            ) from None
+        return ids
 
     def _piece_ids(self, piece: str) -> list[int]:
         """The ids of one piece, which is remembered if it is short."""
@@ -156,14 +200,7 @@ class ByteLevelBPE:
         return ids
 
 
-def _passes(added_tokens: Iterable[AddedToken]) -> list[re.Pattern[str]]:
-    """What finds the tokens in text: first those that are not normalized, then the others; the leftmost, and of those
-    the longest."""
-    contents: dict[bool, list[str]] = {False: [], True: []}
-    for token in added_tokens:
-        contents[token.normalized].append(token.content)
-    return [
-        re.compile(f"({'|'.join(re.escape(content) for content in sorted(group, key=lambda c: (-len(c), c)))})")
-        for group in contents.values()
-        if group
-    ]
+def _bpe_compiled() -> ModuleType:
+    from nvg.tokenizers import bpe_compiled  # not at the start: it imports Numba
+
+    return bpe_compiled

@@ -11,26 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from nvg.errors import CheckpointError
+from nvg.tokenizers.added_tokens import AddedToken
 from nvg.tokenizers.bpe_merge import MergeTable
 from nvg.tokenizers.byte_alphabet import CHAR_OF_BYTE, spell
-
-END_OF_TEXT = "<|endoftext|>"
-WAY_OUT = (
-    "nvg reads byte-level BPE as GPT-2 has it; another kind needs a tokenizer plugin, such as nvg-hf-tokenizers "
-    "(--tokenizer hf)"
+from nvg.tokenizers.splitting import (
+    Normalizer,
+    PreTokenizer,
+    UnsupportedError,
+    read_normalizer,
+    read_pre_tokenizer,
 )
 
-
-@dataclass(frozen=True)
-class AddedToken:
-    """A token that is found in the text as it is, before the text is split."""
-
-    content: str
-    token_id: int
-    special: bool
-    """Found only when special tokens are asked for."""
-    normalized: bool
-    """Found after those that are not normalized (no normalizer is supported: this is about the order only)."""
+END_OF_TEXT = "<|endoftext|>"
+WAY_OUT = "nvg reads byte-level BPE; another kind needs a tokenizer plugin, such as nvg-hf-tokenizers (--tokenizer hf)"
 
 
 @dataclass(frozen=True)
@@ -43,8 +36,10 @@ class BPEDefinition:
     byte_ids: list[int]
     """The id of each of the 256 bytes."""
     added_tokens: list[AddedToken]
-    add_prefix_space: bool
-    """Text that doesn't begin with a space gets one."""
+    pre_tokenizer: PreTokenizer
+    normalizer: Normalizer | None
+    normalizer_setting: Any
+    """What the file says of the normalizer."""
     whole_pieces: dict[str, int] | None
     """Spelling -> id of the pieces that are one token whatever the merges say (`ignore_merges`)."""
     eos_token_ids: tuple[int, ...]
@@ -63,10 +58,15 @@ def read_definition(directory: Path) -> BPEDefinition:
         if not isinstance(model, dict):
             raise CheckpointError(f"{source}: there is no 'model' in it")
         _refuse_unsupported(source, settings, model)
+        try:
+            normalizer = read_normalizer(settings.get("normalizer"))
+            pre_tokenizer = read_pre_tokenizer(settings.get("pre_tokenizer"))
+        except UnsupportedError as error:
+            raise CheckpointError(f"{source}: {error} is not supported; {WAY_OUT}") from None
+        normalizer_setting = settings.get("normalizer")
         vocab = _checked_vocab(source, model.get("vocab"))
         merges = _merges_of_json(source, model.get("merges"), vocab)
         added_tokens = _added_tokens(source, settings.get("added_tokens") or [])
-        add_prefix_space = bool(settings["pre_tokenizer"].get("add_prefix_space", False))
         ignore_merges = bool(model.get("ignore_merges", False))
     elif vocab_json.exists() and merges_txt.exists():
         source = vocab_json
@@ -74,7 +74,8 @@ def read_definition(directory: Path) -> BPEDefinition:
         merges = _merge_table(merges_txt, [line for line in _read_text(merges_txt).split("\n") if line], vocab)
         _refuse_more_tokens(directory / "added_tokens.json", vocab)
         added_tokens = [AddedToken(END_OF_TEXT, vocab[END_OF_TEXT], True, False)] if END_OF_TEXT in vocab else []
-        add_prefix_space = ignore_merges = False
+        ignore_merges, normalizer, normalizer_setting = False, None, None
+        pre_tokenizer = read_pre_tokenizer({"type": "ByteLevel", "add_prefix_space": False})
     else:
         raise CheckpointError(
             f"{directory}: no tokenizer here; looked for tokenizer.json, and for vocab.json with merges.txt "
@@ -87,7 +88,9 @@ def read_definition(directory: Path) -> BPEDefinition:
         merges=merges,
         byte_ids=[vocab[CHAR_OF_BYTE[byte]] for byte in range(256)],
         added_tokens=added_tokens,
-        add_prefix_space=add_prefix_space,
+        pre_tokenizer=pre_tokenizer,
+        normalizer=normalizer,
+        normalizer_setting=normalizer_setting,
         whole_pieces=vocab if ignore_merges else None,
         eos_token_ids=_eos_token_ids(directory, len(tokens), specials),
     )
@@ -130,13 +133,6 @@ def _refuse_unsupported(source: Path, settings: dict[str, Any], model: dict[str,
     # Files of the first years name no type; only BPE has merges.
     if model.get("type", "BPE") != "BPE":
         raise refuse(f"model {model['type']!r}")
-    if settings.get("normalizer") is not None:
-        raise refuse(f"normalizer {type_of(settings['normalizer'])!r}")
-    pre_tokenizer = settings.get("pre_tokenizer")
-    if not isinstance(pre_tokenizer, dict) or pre_tokenizer.get("type") != "ByteLevel":
-        raise refuse(f"pre_tokenizer {type_of(pre_tokenizer)!r}")
-    if not pre_tokenizer.get("use_regex", True):
-        raise refuse("pre_tokenizer ByteLevel with use_regex false")
     if type_of(settings.get("decoder")) not in (None, "ByteLevel"):
         raise refuse(f"decoder {type_of(settings['decoder'])!r}")
     if _adds_tokens(settings.get("post_processor")):
@@ -221,14 +217,10 @@ def _added_tokens(source: Path, entries: Any) -> list[AddedToken]:
     for entry in entries:
         match entry:
             case {"content": str(content), "id": int(token_id)} if content and token_id >= 0:
-                for option in ("single_word", "lstrip", "rstrip"):
-                    if entry.get(option):
-                        raise CheckpointError(
-                            f"{source}: added token {content!r} with {option} is not supported; {WAY_OUT}"
-                        )
                 special = bool(entry.get("special", False))
                 normalized = bool(entry.get("normalized", not special))
-                added_tokens.append(AddedToken(content, token_id, special, normalized))
+                flags = {option: bool(entry.get(option)) for option in ("single_word", "lstrip", "rstrip")}
+                added_tokens.append(AddedToken(content, token_id, special, normalized, **flags))
             case _:
                 raise CheckpointError(f"{source}: added token {entry!r}; it must have a content and an id >= 0")
     return added_tokens
@@ -270,13 +262,14 @@ def _tokens_by_id(source: Path, vocab: dict[str, int], added_tokens: list[AddedT
         alphabet = set(CHAR_OF_BYTE.values())
         foreign = next(token for token in spelled if not set(token) <= alphabet)
         raise CheckpointError(f"{source}: token {foreign!r} is not spelled in byte-level characters; {WAY_OUT}")
-    tokens = sorted(spelled, key=spelled.__getitem__)
-    for token in sorted(added_tokens, key=lambda token: token.token_id):
+    tokens = [""] * len(ids)
+    for token_text, token_id in spelled.items():
+        tokens[token_id] = token_text
+    for token in added_tokens:
         try:
-            spelling = spell(token.content.encode())
+            tokens[token.token_id] = spell(token.content.encode())
         except UnicodeEncodeError as error:
             raise CheckpointError(f"{source}: added token {token.content!r} is not Unicode") from error
-        tokens.insert(token.token_id, spelling)
     return tokens
 
 

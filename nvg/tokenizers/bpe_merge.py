@@ -31,6 +31,10 @@ class MergeTable:
         """The pairs of ids in the order of their ranks."""
         return [divmod(pair, self._vocab_size) for pair in sorted(self._ranks, key=self._ranks.__getitem__)]
 
+    def columns(self) -> tuple[list[int], list[int], Sequence[int], int]:
+        """Each pair as left * vocab_size + right, its rank, the id that each rank merges into, and vocab_size."""
+        return list(self._ranks), list(self._ranks.values()), self._merged_ids, self._vocab_size
+
     def merge(self, ids: list[int]) -> list[int]:
         """The ids after all merges; overwrites `ids`. O(n log n)."""
         return self._scan(ids) if len(ids) <= _MAX_SCANNED_IDS else self._sweep(ids)

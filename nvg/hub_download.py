@@ -1,0 +1,111 @@
+"""Downloads a model's files into the hub's cache with huggingface_hub, which is imported when that is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nvg._version import __version__
+from nvg.errors import CheckpointError, ModelNotFoundError, NvgError, cause
+from nvg.hub_cache import HubName, hub_cache
+
+_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
+
+
+def pull(name: HubName, check: Callable[[Path], object], report: Callable[[str], None]) -> Path:
+    """Download what is missing of a model, and only what nvg reads; the directory that holds it.
+
+    What a cut connection left is asked for from there on, as often as huggingface_hub tries again; files that are whole
+    stay, so the same call again gets the rest. `check` looks at the directory when there is nothing but config.json
+    in it, and may raise. `report` is told of each file that came.
+
+    Raises ModelNotFoundError for what is not there or not for this user, CheckpointError for a repository without
+    safetensors files, NvgError for other failures and without huggingface_hub.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub import utils
+    except ImportError as error:
+        raise NvgError(
+            f"downloading needs huggingface_hub: `pip install 'nvg[hub]'` installs it ({cause(error)})"
+        ) from error
+    if not sys.stderr.isatty():
+        utils.disable_progress_bars()
+
+    def fetch(file: str, revision: str) -> Path | None:
+        """The file; None if the repository has none of that name."""
+        try:
+            path = huggingface_hub.hf_hub_download(
+                name.repo,
+                file,
+                revision=revision,
+                cache_dir=hub_cache(),
+                endpoint=os.environ.get("HF_ENDPOINT"),
+                library_name="nvg",
+                library_version=__version__,
+            )
+        except utils.LocalEntryNotFoundError as error:  # no answer, and nothing in the cache
+            raise NvgError(f"{file} of {name} could not be downloaded: {cause(error.__cause__ or error)}") from error
+        except utils.EntryNotFoundError:
+            return None
+        except Exception as error:
+            raise _failure(name, file, error, utils) from error
+        report(f"{file}: {os.stat(path).st_size / 1e6:.1f} MB")
+        return Path(path)
+
+    config = fetch("config.json", name.revision)
+    if config is None:
+        raise ModelNotFoundError(f"{name.repo} on the hub is no model: it has no config.json")
+    directory = config.parent
+    check(directory)
+    commit = directory.name  # all files of one commit, whatever happens to the branch
+    for file in ("generation_config.json", "tokenizer_config.json", "chat_template.jinja"):
+        fetch(file, commit)
+    if fetch("tokenizer.json", commit) is None:
+        for file in ("vocab.json", "merges.txt", "added_tokens.json"):
+            fetch(file, commit)
+    if fetch("model.safetensors", commit) is None:
+        index = fetch("model.safetensors.index.json", commit)
+        if index is None:
+            raise CheckpointError(
+                f"{name.repo} has neither model.safetensors nor an index of shards; nvg never opens pickle files: if "
+                "you trust it, convert it with transformers: "
+                f"AutoModelForCausalLM.from_pretrained({name.repo!r}).save_pretrained('DIR')"
+            )
+        for shard in _shards(index):
+            if fetch(shard, commit) is None:
+                raise CheckpointError(f"{name.repo} has no {shard}, which {index.name} names")
+    return directory
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        if not all(_SHARD.fullmatch(name) for name in names):
+            raise ValueError("it names a file that is no plain .safetensors")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is no index of shards: {cause(error)}") from None
+    return names
+
+
+def _failure(name: HubName, file: str, error: Exception, utils: Any) -> NvgError:
+    """What a failed download means to the user."""
+    url = f"https://huggingface.co/{name.repo}"
+    if isinstance(error, utils.GatedRepoError):
+        return ModelNotFoundError(
+            f"{name.repo} is gated: ask for access on {url}, then log in with `hf auth login` or set HF_TOKEN"
+        )
+    if isinstance(error, utils.RevisionNotFoundError):
+        return ModelNotFoundError(f"{name.repo} has no revision {name.revision!r}; {url} lists its branches and tags")
+    if isinstance(error, utils.RepositoryNotFoundError):
+        return ModelNotFoundError(
+            f"the hub has no model {name.repo!r}, or it is private: check the name, and for a private one log in with "
+            "`hf auth login` or set HF_TOKEN"
+        )
+    return NvgError(f"{file} of {name} could not be downloaded: {cause(error)}; the same command again resumes")
