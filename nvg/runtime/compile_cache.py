@@ -14,7 +14,7 @@ import pickle
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from numba.core.serialize import dumps
 
 from nvg.runtime import cpu
 from nvg.runtime.caches import make_private, open_regular, replacing
+from nvg.runtime.compile_helper import Work, helper, is_worthwhile
 from nvg.runtime.kernel_store import Report, store
 
 _JOB_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -179,6 +180,12 @@ class CompileStep:
     """Whether its machine code is in memory or on disk."""
     compile: Callable[[], object]
     """Compile it, or load it from disk."""
+    source: tuple[str, tuple[Any, ...]] | None = None
+    """Where another process finds it: a module of nvg, and arguments of its `compile_steps`, which JSON can hold."""
+
+    def found_in(self, module: str, *arguments: Any) -> CompileStep:
+        """This step, with that source."""
+        return replace(self, source=(module, arguments))
 
 
 def function_step(dispatcher: Any, signature: tuple[Any, ...]) -> CompileStep:
@@ -195,19 +202,27 @@ def prepare(
 ) -> None:
     """Compile or load everything in `steps`.
 
-    What is missing is compiled under the cache's lock, by one process at a time; `report` is told of it line by line,
-    and of nothing when all of it is there. `what`, `about_s`: what the lines call the steps, and how long all of them
-    can take.
+    What is missing is compiled under the cache's lock, by one process at a time and its helper, in the order of
+    `steps`: put the longest first. `report` is told of it line by line, maybe in another thread, and of nothing when
+    all of it is there. `what`, `about_s`: what the lines call the steps, and how long all of them can take.
     """
     if not all(step.is_cached() for step in steps):
         report = report or (lambda line: None)
         start = time.perf_counter()
         report(f"compiling {what} for this machine, once (about {about_s} s) ...")
-        with store.lock(report):
+        with store.lock(report) as can_be_kept:
             missing = [step for step in steps if not step.is_cached()]
-            for number, step in enumerate(missing, 1):
-                report(f"compiling {step.name} ({number} of {len(missing)}) ...")
-                step.compile()
+            work = Work(missing, report)
+            if can_be_kept and is_worthwhile(missing):
+                with helper(work) as wait_for_helper:
+                    _compile(work)
+                    wait_for_helper()
+            _compile(work)
         report(f"{what} ready in {time.perf_counter() - start:.1f} s")
     for step in steps:
+        step.compile()
+
+
+def _compile(work: Work) -> None:
+    for step in work:
         step.compile()
