@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from numba.core import types
 from numba.core.caching import _Cache
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
+from numba.core.registry import CPUDispatcher
 from numba.core.serialize import dumps
 
 from nvg.runtime import cpu
@@ -96,6 +98,19 @@ class _FileCache(_Cache):  # type: ignore[misc]
             store.fail(f"the compile cache can't be written ({error})")
 
 
+class _Inner(CPUDispatcher):  # type: ignore[misc]
+    """A function that compiled functions call. It lacks what Python would call it through, which is a sixth of all
+    compiling; if Python does call it, it is compiled once more, with that."""
+
+    @cached_property
+    def _outer(self) -> Any:
+        options = {**self.targetoptions, "no_cpython_wrapper": False}
+        return CPUDispatcher(self.py_func, targetoptions=options)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._outer(*args)
+
+
 def _rename(py_func: Callable[..., Any], name: str) -> None:
     py_func.__name__ = py_func.__qualname__ = name
 
@@ -122,9 +137,13 @@ def njit(
             _rename(py_func, name)
         elif "<locals>" in py_func.__qualname__ and py_func.__closure__:
             raise TypeError(f"{py_func.__qualname__} is a closure: njit needs its `name`")
-        dispatcher = numba.njit(nogil=nogil, error_model="numpy", inline="always" if inline else "never")(py_func)
+        options = {"nogil": nogil, "error_model": "numpy", "inline": "always" if inline else "never"}
         if cached:
+            dispatcher = numba.njit(**options)(py_func)
             dispatcher._cache = _FileCache(py_func)
+        else:
+            dispatcher = numba.njit(**options, no_cpython_wrapper=True, no_cfunc_wrapper=True)(py_func)
+            dispatcher.__class__ = _Inner
         return dispatcher
 
     return decorate if function is None else decorate(function)
