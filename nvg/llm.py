@@ -245,8 +245,8 @@ def _compile_together(model_class: Any, config: EngineConfig, report: Report) ->
     """Compile what is missing for sampling, and with it, because two cores then share both, what the model's own
     `compile_steps` lists."""
     if missing := _missing_sampling_steps():
-        model_steps = getattr(model_class, "compile_steps", lambda config: [])
-        prepare([*model_steps(config), *missing], report)
+        model_steps = model_class.compile_steps(config) if hasattr(model_class, "compile_steps") else []
+        prepare([*model_steps, *missing], report)
 
 
 def _close_elsewhere(thread: EngineThread) -> None:

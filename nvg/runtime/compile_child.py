@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ class Request(NamedTuple):
     """To compile the step called `name` of those that `compile_steps(*arguments)` of a module lists."""
 
     module: str
-    arguments: list[Any]
+    arguments: Sequence[Any]
     name: str
 
 
