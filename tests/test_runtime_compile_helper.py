@@ -68,7 +68,7 @@ class Here:
         def compile_it():
             if "busy" not in self.compiled:
                 self.compiled.append("busy")
-                give_up = time.monotonic() + 300
+                give_up = time.monotonic() + 120
                 while not is_over():
                     assert time.monotonic() < give_up
                     time.sleep(0.02)
