@@ -177,8 +177,8 @@ def test_it_ends_with_the_process_that_asked_in_the_middle_of_compiling(store, s
     assert process.stdout.readline() == READY
     compile_helper._send(process, Request("nvg.model.runner", ["int8", None], "forward_int8_bfloat16"))
     process.stdin.close()
+    assert process.wait(120) == 0
     assert process.stdout.read() == b""
-    assert process.wait(60) == 0
     process.stdout.close()
     assert not Here(store).is_kept("forward_int8_bfloat16")
 
