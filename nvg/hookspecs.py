@@ -26,4 +26,6 @@ def nvg_register_tokenizers(register: Register) -> None:
 @hookspec
 def nvg_register_models(register: Register) -> None:
     """Register model types; a target has `from_checkpoint(config, tensors, engine_config) -> ModelRunner`
-    (see nvg.model.contract), and its name is the `model_type` of config.json."""
+    (see nvg.model.contract), and its name is the `model_type` of config.json. It may have
+    `compile_steps(engine_config)`, the `CompileStep`s that `from_checkpoint` will prepare: they are then compiled
+    beside those for sampling."""

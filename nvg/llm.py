@@ -23,7 +23,7 @@ from nvg.params import EngineConfig, Piece, RequestOutput, SamplingParams
 from nvg.plugins import registry
 from nvg.progress import Progress
 from nvg.prompts import Prompt, pair, text_or_ids
-from nvg.runtime.compile_cache import prepare
+from nvg.runtime.compile_cache import CompileStep, prepare
 from nvg.runtime.kernel_store import Report
 from nvg.sampling import chain
 from nvg.sampling.compose import resolve
@@ -63,27 +63,28 @@ class LLM:
                     f"{checkpoint.config.vocab_size}: they belong to different models"
                 )
             model_class = registry().models.load(checkpoint.config.model_type)
+            _compile_together(model_class, config, report)
             runner = model_class.from_checkpoint(checkpoint.config, checkpoint, config, report)
-        self._start(config, runner, tokenizer, report)
+        self._start(config, runner, tokenizer)
         self.load_s = time.perf_counter() - start
 
     @classmethod
     def from_components(cls, config: EngineConfig, runner: ModelRunner, tokenizer: Tokenizer) -> LLM:
         """An LLM of one's own parts; the runner belongs to the LLM from now on."""
+        try:
+            prepare(_missing_sampling_steps(), what="sampling kernels", about_s=6)
+        except BaseException:
+            runner.close()
+            raise
         llm = cls.__new__(cls)
         llm._start(config, runner, tokenizer)
         llm.load_s = 0.0
         return llm
 
-    def _start(
-        self, config: EngineConfig, runner: ModelRunner, tokenizer: Tokenizer, report: Report | None = None
-    ) -> None:
+    def _start(self, config: EngineConfig, runner: ModelRunner, tokenizer: Tokenizer) -> None:
         self.config = config
         self.tokenizer = tokenizer
         try:
-            # Only what is missing: of what is on disk a chain loads the few that it uses, when it first does.
-            missing = [step for step in chain.compile_steps() if not step.is_cached()]
-            prepare(missing, report, what="sampling kernels", about_s=6)
             self._engine = Engine(config, runner, tokenizer)
         except BaseException:
             runner.close()
@@ -233,6 +234,19 @@ class LLM:
                 raise ParameterError("the prompt is empty and the tokenizer has no end-of-text token to begin from")
             token_ids = [self.tokenizer.eos_token_ids[0]]
         return token_ids
+
+
+def _missing_sampling_steps() -> list[CompileStep]:
+    """Only what is missing: of what is on disk a chain loads the few that it uses, when it first does."""
+    return [step for step in chain.compile_steps() if not step.is_cached()]
+
+
+def _compile_together(model_class: Any, config: EngineConfig, report: Report) -> None:
+    """Compile what is missing for sampling, and with it, because two cores then share both, what the model's own
+    `compile_steps` lists."""
+    if missing := _missing_sampling_steps():
+        model_steps = model_class.compile_steps(config) if hasattr(model_class, "compile_steps") else []
+        prepare([*model_steps, *missing], report)
 
 
 def _close_elsewhere(thread: EngineThread) -> None:

@@ -1,6 +1,7 @@
 """What only a process of its own can show: pipes that close, signals, exit codes, the compile cache."""
 
 import _thread
+import contextlib
 import json
 import os
 import shutil
@@ -10,11 +11,13 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from cli_runner import finish, run_cli, start_cli
 
 from nvg.cli.interrupt import interruptible, is_working
+from nvg.runtime.cores import default_threads
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels")
 LONG = ("generate", "The king", "--max-tokens", 450, "--temperature", 0)
@@ -78,6 +81,28 @@ class TestCtrlC:
         assert done[:2] == (130, "")
         assert done.stderr.endswith("nvg: interrupted\n")
         assert seconds < 5
+
+    @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+    @pytest.mark.skipif(default_threads() < 2, reason="needs two cores")
+    def test_while_it_compiles_in_two_processes(self, tmp_path):
+        def processes():
+            found = []
+            for directory in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):  # it has ended, or isn't ours
+                    if f"NVG_CACHE_DIR={tmp_path}\0".encode() in (directory / "environ").read_bytes():
+                        found.append(directory.name)
+            return found
+
+        process = start_cli(*LONG, env={"NVG_CACHE_DIR": str(tmp_path)})
+        while b" (2 of " not in process.stderr.readline():
+            assert process.poll() is None
+        assert len(processes()) == 2
+        done, _ = self.interrupt(process)
+        assert (done.code, done.stdout, done.stderr.splitlines()[-1]) == (130, "", "nvg: interrupted")
+        give_up = time.monotonic() + 60
+        while processes():
+            assert time.monotonic() < give_up
+        assert not list(tmp_path.rglob("*forward*.bin")), "it was in the midst of it"
 
     def test_while_it_waits_for_a_prompt(self):
         reader, writer = os.pipe()

@@ -270,8 +270,26 @@ def test_functions_of_a_factory_must_have_names_of_their_own():
         compile_cache.njit(make(1))
     one, two = (compile_cache.njit(make(step), name=f"add_{step}") for step in (1, 2))
     assert (one(1), two(1)) == (2, 3)
+    for add in (one, two):
+        add.compile("int64(int64)")
     assert "add_1" in next(iter(one.inspect_llvm().values()))
     assert "add_1" not in next(iter(two.inspect_llvm().values()))
+
+
+def test_functions_for_compiled_code_alone_lack_what_python_would_call_them_through():
+    def add_three(x):
+        return x + 3
+
+    @compile_cache.njit(name="add_six")
+    def add_six(x):
+        return add(add(x))
+
+    add, cached = compile_cache.njit(add_three), compile_cache.njit(add_three, cached=True)
+    for function in (add, cached):
+        function.compile("int64(int64)")
+    is_wrapped = ["cpython" in next(iter(function.inspect_llvm().values())) for function in (add, cached)]
+    assert is_wrapped == [False, True]
+    assert (add(1), add_six(1)) == (4, 7), "Python can call them all the same"
 
 
 def test_every_kind_of_kernel_has_a_name_of_its_own():

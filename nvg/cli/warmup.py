@@ -49,12 +49,9 @@ def _compile(pairs: list[tuple[str, str | None]]) -> Path | None:
     from nvg.tokenizers import bpe_compiled
 
     with store.required():
-        steps = {
-            step.name: step
-            for step in [*roofline.compile_steps(), *chain.compile_steps(), *bpe_compiled.compile_steps()]
-        }
-        for dtype, kv_dtype in pairs:
-            steps |= {step.name: step for step in runner.compile_steps(dtype, kv_dtype)}
+        steps = {step.name: step for pair in pairs for step in runner.compile_steps(*pair)}
+        others = [*chain.compile_steps(), *bpe_compiled.compile_steps(), *roofline.compile_steps()]
+        steps |= {step.name: step for step in others}
         if all(step.is_cached() for step in steps.values()):
             say("all kernels are compiled already")
         prepare(list(steps.values()), say, about_s=15 + 5 * len(pairs))

@@ -44,13 +44,14 @@ _LOGITS_ROWS = 64
 
 def compile_steps(dtype: str = EngineConfig.dtype, kv_dtype: str | None = None) -> list[CompileStep]:
     """All that must be compiled before a GPT-2 can run with weights of `dtype`; kv_dtype None follows it."""
-    return [
+    steps = [
+        forward(dtype, kv_dtype or default_kv_dtype(dtype)).step(),  # takes longest
+        pack(dtype).step(),
         *team_module.compile_steps(),
         *forward_module.compile_steps(),
         *checksum.compile_steps(),
-        pack(dtype).step(),
-        forward(dtype, kv_dtype or default_kv_dtype(dtype)).step(),
     ]
+    return [step.found_in(__name__, dtype, kv_dtype) for step in steps]
 
 
 def default_kv_dtype(dtype: str) -> str:
@@ -97,8 +98,13 @@ class GPT2Runner:
         cls, config: ModelConfig, checkpoint: Checkpoint, engine_config: EngineConfig, report: Report | None = None
     ) -> GPT2Runner:
         """Compile what is missing, read and pack the weights. `report` gets lines about what takes time."""
-        prepare(compile_steps(engine_config.dtype, engine_config.kv_dtype), report)
+        prepare(cls.compile_steps(engine_config), report)
         return cls(config, checkpoint, engine_config, report)
+
+    @staticmethod
+    def compile_steps(engine_config: EngineConfig) -> list[CompileStep]:
+        """What `from_checkpoint` compiles."""
+        return compile_steps(engine_config.dtype, engine_config.kv_dtype)
 
     def _allocate_buffers(self) -> None:
         config, rows = self._config, self.max_batched_tokens

@@ -14,7 +14,8 @@ import pickle
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from numba.core import types
 from numba.core.caching import _Cache
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
+from numba.core.registry import CPUDispatcher
 from numba.core.serialize import dumps
 
 from nvg.runtime import cpu
 from nvg.runtime.caches import make_private, open_regular, replacing
+from nvg.runtime.compile_helper import Work, helper, is_worthwhile
 from nvg.runtime.kernel_store import Report, store
 
 _JOB_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
@@ -95,6 +98,19 @@ class _FileCache(_Cache):  # type: ignore[misc]
             store.fail(f"the compile cache can't be written ({error})")
 
 
+class _Inner(CPUDispatcher):  # type: ignore[misc]
+    """A function that compiled functions call. It lacks what Python would call it through, which is a sixth of all
+    compiling; if Python does call it, it is compiled once more, with that."""
+
+    @cached_property
+    def _outer(self) -> Any:
+        options = {**self.targetoptions, "no_cpython_wrapper": False}
+        return CPUDispatcher(self.py_func, targetoptions=options)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._outer(*args)
+
+
 def _rename(py_func: Callable[..., Any], name: str) -> None:
     py_func.__name__ = py_func.__qualname__ = name
 
@@ -121,9 +137,13 @@ def njit(
             _rename(py_func, name)
         elif "<locals>" in py_func.__qualname__ and py_func.__closure__:
             raise TypeError(f"{py_func.__qualname__} is a closure: njit needs its `name`")
-        dispatcher = numba.njit(nogil=nogil, error_model="numpy", inline="always" if inline else "never")(py_func)
+        options = {"nogil": nogil, "error_model": "numpy", "inline": "always" if inline else "never"}
         if cached:
+            dispatcher = numba.njit(**options)(py_func)
             dispatcher._cache = _FileCache(py_func)
+        else:
+            dispatcher = numba.njit(**options, no_cpython_wrapper=True, no_cfunc_wrapper=True)(py_func)
+            dispatcher.__class__ = _Inner
         return dispatcher
 
     return decorate if function is None else decorate(function)
@@ -179,6 +199,12 @@ class CompileStep:
     """Whether its machine code is in memory or on disk."""
     compile: Callable[[], object]
     """Compile it, or load it from disk."""
+    source: tuple[str, tuple[Any, ...]] | None = None
+    """Where another process finds it: a module of nvg, and arguments of its `compile_steps`, which JSON can hold."""
+
+    def found_in(self, module: str, *arguments: Any) -> CompileStep:
+        """This step, with that source."""
+        return replace(self, source=(module, arguments))
 
 
 def function_step(dispatcher: Any, signature: tuple[Any, ...]) -> CompileStep:
@@ -195,19 +221,27 @@ def prepare(
 ) -> None:
     """Compile or load everything in `steps`.
 
-    What is missing is compiled under the cache's lock, by one process at a time; `report` is told of it line by line,
-    and of nothing when all of it is there. `what`, `about_s`: what the lines call the steps, and how long all of them
-    can take.
+    What is missing is compiled under the cache's lock, by one process at a time and its helper, in the order of
+    `steps`: put the longest first. `report` is told of it line by line, maybe in another thread, and of nothing when
+    all of it is there. `what`, `about_s`: what the lines call the steps, and how long all of them can take.
     """
     if not all(step.is_cached() for step in steps):
         report = report or (lambda line: None)
         start = time.perf_counter()
         report(f"compiling {what} for this machine, once (about {about_s} s) ...")
-        with store.lock(report):
+        with store.lock(report) as can_be_kept:
             missing = [step for step in steps if not step.is_cached()]
-            for number, step in enumerate(missing, 1):
-                report(f"compiling {step.name} ({number} of {len(missing)}) ...")
-                step.compile()
+            work = Work(missing, report)
+            if can_be_kept and is_worthwhile(missing):
+                with helper(work) as wait_for_helper:
+                    _compile(work)
+                    wait_for_helper()
+            _compile(work)
         report(f"{what} ready in {time.perf_counter() - start:.1f} s")
     for step in steps:
+        step.compile()
+
+
+def _compile(work: Work) -> None:
+    for step in work:
         step.compile()

@@ -86,8 +86,10 @@ class KernelStore:
             self._is_required = False
 
     @contextlib.contextmanager
-    def lock(self, report: Report) -> Iterator[None]:
-        """Hold the directory's lock, so that of several first runs one compiles and the others wait for it."""
+    def lock(self, report: Report) -> Iterator[bool]:
+        """Hold the directory's lock, so that of several first runs one compiles and the others wait for it. Gives
+        whether what is compiled can be kept."""
+        can_be_kept = False
         with contextlib.ExitStack() as stack:  # closing the file, or dying, gives the lock back
             if self.directory is not None:
                 try:
@@ -95,9 +97,10 @@ class KernelStore:
                 except OSError as error:
                     self.fail(f"the compile cache can't be written ({error})")
                 else:
+                    can_be_kept = True
                     with contextlib.suppress(OSError):  # no locks here: then two may compile the same
                         _wait_for_lock(handle, report)
-            yield
+            yield can_be_kept
 
 
 def _wait_for_lock(handle: BinaryIO, report: Report) -> None:

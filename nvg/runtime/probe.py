@@ -15,6 +15,7 @@ import llvmlite
 
 from nvg.runtime.caches import cache_root
 from nvg.runtime.instructions import Instruction
+from nvg.runtime.python_child import creation_flags, python_command
 
 TIMEOUT_S = 60.0
 _CHILD = Path(__file__).with_name("probe_child.py")
@@ -67,8 +68,9 @@ def _ask(target: tuple[str, str, str], functions: Sequence[tuple[str, str]]) -> 
     there is no child that could have given any."""
     import subprocess
 
-    if getattr(sys, "frozen", False) or "python" not in Path(sys.executable or "").name.lower():
-        return None, False  # a program with Python inside, which a child would be too
+    command = python_command()
+    if command is None:
+        return None, False
     triple, cpu, features = target
     request = {
         "path": str(Path(llvmlite.__file__).parents[1]),
@@ -77,8 +79,8 @@ def _ask(target: tuple[str, str, str], functions: Sequence[tuple[str, str]]) -> 
     timed_out = False
     try:
         output = subprocess.run(
-            [sys.executable, "-I", "-S", str(_CHILD)], input=json.dumps(request).encode(), stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, timeout=TIMEOUT_S, creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            [*command, str(_CHILD)], input=json.dumps(request).encode(), stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, timeout=TIMEOUT_S, creationflags=creation_flags(),
         ).stdout  # fmt: skip
     except subprocess.TimeoutExpired as error:
         output, timed_out = error.stdout or b"", True

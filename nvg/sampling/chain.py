@@ -28,7 +28,7 @@ _FAULTS = Exception, SystemExit  # sys.exit() in a sampler must not end the thre
 def compile_steps() -> list[CompileStep]:
     """All that must be compiled before nvg's own samplers and the draw can run."""
     files = random, select, logprobs, spread, edit
-    return [step for file in files for step in file.compile_steps()]
+    return [step.found_in(__name__) for file in files for step in file.compile_steps()]
 
 
 @dataclass(frozen=True)
