@@ -43,7 +43,8 @@ def test_a_link_out_of_the_directory(model, tmp_path, name):
     (model / "generation_config.json").write_text("{}")
     move_out(model / name, tmp_path / "elsewhere" / name)
     message = refusal(model)
-    assert f"{model / name} is a link to '{tmp_path / 'elsewhere' / name}', outside of the model's directory" in message
+    assert message.startswith(f"{model / name} is a link to '{str(tmp_path)[:60]}")
+    assert message.endswith(", outside of the model's directory: put the file itself into it")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors.index.json", SHARD])

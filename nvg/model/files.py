@@ -68,7 +68,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_up_to(file: IO[bytes], most: int) -> bytes:
     """All that is left of a file. Raises ValueError for more than `most` bytes."""
     parts = []
-    while part := file.read(most + 1):
+    while part := file.read(2**16):
         parts.append(part)
         most -= len(part)
         if most < 0:

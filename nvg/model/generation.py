@@ -135,7 +135,7 @@ def read_generation_defaults(directory: str | os.PathLike[str]) -> GenerationDef
         data = read_json(path)
         for key, meaning in _KEYS.items():
             value = data.get(key)
-            if value is None or key in found or not (is_choice or value != meaning.usual):
+            if value is None or key in found or (not is_choice and _is_same(value, meaning.usual)):
                 continue
             try:
                 meaning.check(key, value)
@@ -147,6 +147,10 @@ def read_generation_defaults(directory: str | os.PathLike[str]) -> GenerationDef
             if value is not None and value not in without_effect:
                 unused.setdefault(key, value)
     return _defaults(found, origins, unused)
+
+
+def _is_same(value: Any, usual: Any) -> bool:
+    return bool(value == usual) and isinstance(value, bool) == isinstance(usual, bool)
 
 
 def _defaults(found: dict[str, Any], origins: dict[str, str], unused: dict[str, Any]) -> GenerationDefaults:

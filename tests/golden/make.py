@@ -1,4 +1,4 @@
-"""Writes cases.json, values.npz and combinations.npz beside it: what transformers computes, in float32, on known models.
+"""Writes cases.json, values.npz and combinations.npz beside it: what transformers computes, in float32.
 
 Run it from the repository's root with torch and transformers installed: python tests/golden/make.py
 """
