@@ -112,7 +112,7 @@ def test_logits_of_every_combination_of_flags_are_those_of_transformers(activati
             logits = step(runner, [(COMBINATION_IDS, 0, [0])], COMBINATION_ROWS)[:, COMBINATION_COLUMNS]
         finally:
             runner.close()
-        assert np.abs(logits - expected[name]).max() < 3e-5, every[name]
+        assert np.abs(logits - expected[name]).max() < 1e-4, every[name]
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,10 @@ def record_combinations():
             checkpoints.write_checkpoint(temporary, **options)
             model = GPT2LMHeadModel.from_pretrained(temporary, dtype=torch.float32, attn_implementation="eager").eval()
         whole = forward(model, checkpoints.COMBINATION_IDS)
+        for block in model.transformer.h:
+            block.attn.reorder_and_upcast_attn = False  # it is about float16, and refuses float64
         rounding = np.abs(whole - forward(model.double(), checkpoints.COMBINATION_IDS)).max()
-        assert rounding < 2e-5, (name, rounding)
+        assert rounding < 6e-5, (name, rounding)
         logits[name] = whole[np.ix_(checkpoints.COMBINATION_ROWS, checkpoints.COMBINATION_COLUMNS)]
     np.savez_compressed(HERE / "combinations.npz", names=[*logits], logits=np.stack([*logits.values()]))
 
