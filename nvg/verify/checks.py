@@ -129,7 +129,7 @@ def _check_files(found: Verification, directory: Path) -> None:
         weights = [path.name for path in weight_files(directory)]
     except NvgError:
         weights = []  # told by the check of the weights
-    files = []
+    files: list[dict[str, Any]] = []
     for name in (*_FILES, *weights, *_TOKENIZER_FILES):
         path = directory / name
         if path.is_file():
