@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nvg.errors import CheckpointError, ParameterError
+from nvg.files import weight_files
 from nvg.model.checkpoint import tensor_shapes
 from nvg.model.config import read_config
-from nvg.model.files import weight_files
 from nvg.model.generation import read_generation_defaults
 from nvg.model.safetensors_header import read_header
 from nvg.params import SamplingParams

@@ -9,8 +9,8 @@ import pytest
 from checkpoints import write_checkpoint
 
 from nvg.errors import CheckpointError
+from nvg.files import MAX_JSON_BYTES
 from nvg.model.checkpoint import Checkpoint
-from nvg.model.files import MAX_JSON_BYTES
 
 C_ATTN, LN_F = "transformer.h.0.attn.c_attn.weight", "transformer.ln_f.weight"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nvg.errors import CheckpointError
-from nvg.model.files import read_json, shown
+from nvg.files import read_json, shown
 
 MODEL_TYPE = "gpt2"
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu", "silu", "swish", "tanh")

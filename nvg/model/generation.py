@@ -16,7 +16,7 @@ from typing import Any
 
 from nvg import ranges
 from nvg.errors import CheckpointError, ParameterError
-from nvg.model.files import read_json, shown
+from nvg.files import read_json, shown
 
 
 @dataclass(frozen=True)

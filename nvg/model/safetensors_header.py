@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import IO, Any
 
-from nvg.model.files import MAX_JSON_BYTES, shown
+from nvg.files import MAX_JSON_BYTES, shown
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from nvg.errors import NvgError, ParameterError, cause
+from nvg.files import weight_files
 from nvg.hub import resolve_model
 from nvg.llm import LLM
 from nvg.model.checkpoint import DTYPES, Checkpoint
 from nvg.model.config import ModelConfig, read_config
-from nvg.model.files import weight_files
 from nvg.model.generation import read_generation_defaults
 from nvg.params import EngineConfig
 from nvg.plugins import registry

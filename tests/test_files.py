@@ -11,9 +11,9 @@ from checkpoints import TALES, write_checkpoint
 from test_model_checkpoint import shard
 
 from nvg.errors import CheckpointError
+from nvg.files import MAX_JSON_BYTES
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import read_config
-from nvg.model.files import MAX_JSON_BYTES
 
 SHARD = "model-00002-of-00002.safetensors"
 
@@ -44,7 +44,7 @@ def test_a_link_out_of_the_directory(model, tmp_path, name):
     move_out(model / name, tmp_path / "elsewhere" / name)
     message = refusal(model)
     assert message.startswith(f"{model / name} is a link to '{str(tmp_path)[:60]}")
-    assert message.endswith(", outside of the model's directory: put the file itself into it")
+    assert message.endswith(", outside of the model's directory; put the file itself there")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors.index.json", SHARD])
@@ -161,7 +161,7 @@ def test_only_the_files_that_are_needed_are_opened(model):
 
 
 def test_the_built_in_model_may_be_links(tmp_path, monkeypatch):
-    from nvg.model import files
+    from nvg import files
 
     for path in TALES.iterdir():
         (tmp_path / "data" / "tales").mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from nvg.errors import CheckpointError
 MAX_JSON_BYTES = 2**24
 """Of a JSON file or header; those of the largest GPT-2 have two million. Parsed, it takes up to 25 times as much."""
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_OWN_DATA = Path(__file__).resolve().parents[1] / "data"
+_OWN_DATA = Path(os.path.realpath(Path(__file__).parent)) / "data"
 
 
 def open_file(path: Path) -> IO[bytes]:
@@ -27,9 +27,9 @@ def open_file(path: Path) -> IO[bytes]:
     Raises CheckpointError for a link that leads out of the directory and for what is not a regular file, OSError.
     """
     real = os.path.realpath(path)
-    if not any(Path(real).is_relative_to(root) for root in _roots(path.parent)):
+    if not any(Path(real).is_relative_to(root) for root in roots(path.parent)):
         raise CheckpointError(
-            f"{path} is a link to {shown(real)}, outside of the model's directory: put the file itself into it"
+            f"{path} is a link to {shown(real)}, outside of the model's directory; put the file itself there"
         )
     without_waiting = getattr(os, "O_NONBLOCK", 0)  # for somebody to write into a pipe
     file = open(path, "rb", buffering=0, opener=lambda _, flags: os.open(real, flags | without_waiting))  # noqa: SIM115
@@ -39,12 +39,12 @@ def open_file(path: Path) -> IO[bytes]:
     return file
 
 
-def _roots(directory: Path) -> list[Path]:
+def roots(directory: Path) -> list[Path]:
     """Where the files of a model's directory may really lie."""
     real = Path(os.path.realpath(directory))
     if real.is_relative_to(_OWN_DATA):
         return [Path(real.anchor)]  # some installers make links to all files of a package
-    if real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--"):
+    if real.parent.name == "snapshots":
         return [real, real.parent.parent / "blobs"]
     return [real]
 
