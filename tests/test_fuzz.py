@@ -1,6 +1,6 @@
 """Files of a model that are changed at random: each is read, or refused in one line; nothing else ever happens.
 
-`pytest` tries a hundred of each kind, always the same; `pytest --fuzz 100000 tests/test_fuzz.py` goes on for longer.
+`pytest` tries fifty of each kind, always the same; `pytest --fuzz 100000 tests/test_fuzz.py` goes on for longer.
 """
 
 import contextlib
@@ -116,7 +116,8 @@ def fuzzed(kind):
         for data in corpus(kind):
             test = example(data=data)(test)
         fixtures = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-        return settings(suppress_health_check=fixtures, derandomize=IS_SHORT)(test)
+        short = {"derandomize": True, "max_examples": 50} if IS_SHORT else {}
+        return settings(suppress_health_check=fixtures, **short)(test)
 
     return decorate
 
