@@ -185,6 +185,12 @@ def test_shapes(model, shape):
     refusal(model)
 
 
+@pytest.mark.parametrize("shape", [[-1, -32], [32, True], [32, 2**63, 0], [1] * 64 + [32]], ids=lambda s: str(s)[:20])
+def test_sizes_that_are_none(model, shape):
+    change(model, LN_F, shape=shape, data_offsets=split(model)[0][LN_F]["data_offsets"])
+    assert "it needs a dtype, a shape and data_offsets" in refusal(model)
+
+
 def test_a_shape_of_the_same_size(model):
     change(model, LN_F, shape=[1, 32])
     assert "ln_f.weight has shape (1, 32); config.json asks for (32,)" in refusal(model)
