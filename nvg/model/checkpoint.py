@@ -207,20 +207,21 @@ class Checkpoint:
             else:
                 asked[_HEAD] = asked[_EMBEDDING]
         missing = [name for name in asked if name not in found]
-        if missing:
-            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            problems.append(
-                f"{self.directory}: the weights have no tensor {missing[0]}{more}, which config.json asks for "
-                f"(n_layer {self.config.n_layer}, tie_word_embeddings {self.config.tie_word_embeddings})"
-            )
         tensors: dict[str, StoredTensor] = {}
         for name, dims in asked.items():
+            problem = None
             if name in found:
                 problem = self._problem_of_tensor(name, found[name], dims)
-                if problem:
-                    problems.append(problem)
-                else:
-                    tensors[name] = found[name]
+            elif name == missing[0]:
+                more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+                problem = (
+                    f"{self.directory}: the weights have no tensor {name}{more}, which config.json asks for "
+                    f"(n_layer {self.config.n_layer}, tie_word_embeddings {self.config.tie_word_embeddings})"
+                )
+            if problem:
+                problems.append(problem)
+            elif name in found:
+                tensors[name] = found[name]
         problems += self._problems_of_others([name for name in found if name not in asked])
         return tensors
 
