@@ -7,6 +7,7 @@ import time
 import weakref
 from _thread import start_new_thread
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -19,6 +20,7 @@ from nvg.engine.thread import EngineThread
 from nvg.errors import CheckpointError, ParameterError
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.contract import Float32, ModelRunner
+from nvg.model.generation import GenerationDefaults, read_generation_defaults
 from nvg.params import EngineConfig, Piece, RequestOutput, SamplingParams
 from nvg.plugins import registry
 from nvg.progress import Progress
@@ -26,7 +28,7 @@ from nvg.prompts import Prompt, pair, text_or_ids
 from nvg.runtime.compile_cache import CompileStep, prepare
 from nvg.runtime.kernel_store import Report
 from nvg.sampling import chain
-from nvg.sampling.compose import resolve
+from nvg.sampling.compose import SHORTCUTS, compose, own_chain, resolve
 from nvg.sampling.random import new_seed
 from nvg.tokenizers.contract import Tokenizer
 
@@ -65,6 +67,7 @@ class LLM:
             model_class = registry().models.load(checkpoint.config.model_type)
             _compile_together(model_class, config, report)
             runner = model_class.from_checkpoint(checkpoint.config, checkpoint, config, report)
+        self._directory: Path | None = directory
         self._start(config, runner, tokenizer)
         self.load_s = time.perf_counter() - start
 
@@ -77,6 +80,7 @@ class LLM:
             runner.close()
             raise
         llm = cls.__new__(cls)
+        llm._directory = None
         llm._start(config, runner, tokenizer)
         llm.load_s = 0.0
         return llm
@@ -103,6 +107,21 @@ class LLM:
     def max_model_len(self) -> int:
         """Most tokens of prompt and output together."""
         return self._engine.max_model_len
+
+    def default_params(self, **changes: Any) -> SamplingParams:
+        """The model's own defaults (generation_config.json, then config.json) and over them `changes`, fields of
+        SamplingParams.
+
+        They are used where they are asked for: without `params`, generate and stream take SamplingParams(). What
+        `nvg generate` adds to them, its default chain, is not in it. Raises CheckpointError for a value that is outside
+        its range in those files, ParameterError for one in `changes`.
+        """
+        defaults = GenerationDefaults() if self._directory is None else read_generation_defaults(self._directory)
+        if "sampler" in changes:  # then the chain's defaults go with the chain
+            own = {name: value for name, value in defaults.params.items() if name not in SHORTCUTS}
+            return SamplingParams(**{**own, **changes})
+        params = SamplingParams(**{**defaults.params, **changes})
+        return compose(params, own_chain({}, defaults.stages)) if defaults.stages else params
 
     def generate(
         self,

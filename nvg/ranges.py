@@ -19,6 +19,13 @@ def integer(name: str, value: object, low: int, high: int | None = None, note: s
 def number(name: str, value: object, allowed: str, low: float, high: float, *, open_low: bool = False) -> None:
     """Raise ParameterError unless `value` is a finite number from `low` to `high`, without `low` itself if `open_low`;
     `allowed` says so in words."""
-    good = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, numbers.Real) and not isinstance(value, bool) and _is_finite(value)
     if not good or not (low < value if open_low else low <= value) or value > high:  # type: ignore[operator]
         raise ParameterError(f"{name} is {value!r}; it must be a number {allowed}")
+
+
+def _is_finite(value: numbers.Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False

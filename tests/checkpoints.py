@@ -4,6 +4,7 @@ The weights come from the raw bits of PCG64, whose stream NumPy promises to keep
 seed gives the same bytes on every machine.
 """
 
+import itertools
 import json
 import math
 import struct
@@ -261,6 +262,48 @@ def golden(name) -> Golden:
     with np.load(GOLDEN / "values.npz") as values:
         arrays = {key.split("/")[1]: values[key] for key in values.files if key.split("/")[0] == name}
     return Golden(name=name, **case, **arrays)
+
+
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu", "silu", "swish", "tanh")
+
+
+def combinations() -> dict[str, dict]:
+    """Every combination of what config.json can say about the arithmetic, as options of write_checkpoint; the ways to
+    store a checkpoint take turns among them."""
+    found = {}
+    flags = itertools.product(ACTIVATIONS, (True, False), (False, True), (True, False), (None, 21))
+    for number, (activation, scale, by_layer, tie, n_inner) in enumerate(flags):
+        turn = number + number // 16  # so that no flag always comes with the same way to store
+        found[f"{activation}-{number % 16:04b}"] = {
+            "seed": 1000 + number,
+            "n_layer": 2,
+            "n_head": (1, 2, 4)[turn % 3],
+            "n_embd": 8,
+            "n_positions": 16,
+            "vocab_size": 40,
+            "activation": activation,
+            "scale_attn_weights": scale,
+            "scale_attn_by_inverse_layer_idx": by_layer,
+            "tie": tie,
+            "n_inner": n_inner,
+            "dtype": ("F32", "F16", "BF16")[turn % 3],
+            "prefix": ("transformer.", "")[turn // 3 % 2],
+            "with_masks": turn // 2 % 2 == 0,
+            "layer_norm_epsilon": (1e-5, 1e-2)[turn // 5 % 2],
+            "config": {"reorder_and_upcast_attn": turn % 2 == 0},
+            "tokenizer": None,
+        }
+    return found
+
+
+COMBINATION_IDS = [3 * i % 40 for i in range(16)]
+COMBINATION_ROWS, COMBINATION_COLUMNS = [0, 5, 15], [*range(0, 40, 4)]
+
+
+def combination_logits() -> dict[str, np.ndarray]:
+    """(rows, columns) of the logits that transformers computed for each of `combinations`, in float32."""
+    with np.load(GOLDEN / "combinations.npz") as values:
+        return dict(zip(values["names"].tolist(), values["logits"], strict=True))
 
 
 def golden_directory(case: Golden, directory) -> Path:

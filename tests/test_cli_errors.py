@@ -185,7 +185,7 @@ def test_no_such_model(tmp_path):
         done = run_cli("generate", PROMPT, "-m", name)
         assert done[:2] == (4, "")
         assert part in done.error
-    assert "AutoModelForCausalLM.from_pretrained" in run_cli("tokenize", PROMPT, "-m", "nosuch").error
+    assert "`nvg models pull gpt2`" in run_cli("tokenize", PROMPT, "-m", "nosuch").error
 
 
 @pytest.mark.parametrize("command", ["generate", "tokenize", "perplexity", "bench", "env"])

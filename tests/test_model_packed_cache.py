@@ -155,7 +155,7 @@ def test_other_code_does_not_take_it(cache, model, monkeypatch):
     assert load(model)[0]
 
 
-def test_a_source_that_changes_while_it_is_read_is_not_kept(cache, model, monkeypatch):
+def test_a_source_that_changes_while_it_is_read_is_refused_and_not_kept(cache, model, monkeypatch):
     pack = packed_cache.pack_weights
 
     def pack_and_touch(*arguments):
@@ -163,7 +163,10 @@ def test_a_source_that_changes_while_it_is_read_is_not_kept(cache, model, monkey
         touched(model)
 
     monkeypatch.setattr(packed_cache, "pack_weights", pack_and_touch)
-    load(model)
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors was changed while it was read: load the model again"
+    ):
+        load(model)
     assert not cache.exists()
 
 

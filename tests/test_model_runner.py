@@ -6,7 +6,18 @@ import time
 import numpy as np
 import pytest
 import reference
-from checkpoints import golden, golden_directory, golden_names, write_checkpoint
+from checkpoints import (
+    ACTIVATIONS,
+    COMBINATION_COLUMNS,
+    COMBINATION_IDS,
+    COMBINATION_ROWS,
+    combination_logits,
+    combinations,
+    golden,
+    golden_directory,
+    golden_names,
+    write_checkpoint,
+)
 
 from nvg.errors import AbortedError
 from nvg.kernels.kv import own_tokens
@@ -87,6 +98,21 @@ def test_logits_are_those_of_transformers(name, tmp_path):
         assert (top - logits[np.arange(len(logits)), case.argmax] < 2e-4).all()
     finally:
         runner.close()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_logits_of_every_combination_of_flags_are_those_of_transformers(activation, tmp_path):
+    every, expected = combinations(), combination_logits()
+    assert every.keys() == expected.keys()
+    names = [name for name in every if name.rpartition("-")[0] == activation]
+    assert len(names) == 16
+    for name in names:
+        runner = make_runner(write_checkpoint(tmp_path / name, **every[name]), num_blocks=1)
+        try:
+            logits = step(runner, [(COMBINATION_IDS, 0, [0])], COMBINATION_ROWS)[:, COMBINATION_COLUMNS]
+        finally:
+            runner.close()
+        assert np.abs(logits - expected[name]).max() < 1e-4, every[name]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 """Live comparison with transformers on checkpoints that no golden value knows; runs where it is installed."""
 
+import itertools
 import os
 import random
 
 import numpy as np
 import pytest
 from checkpoints import write_checkpoint
+from test_model_checkpoint import parts, rewrite, shard
 from test_model_runner import make_runner, step
 
 from nvg import LLM, SamplingParams
+from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import ACTIVATIONS
 
 pytestmark = pytest.mark.peers
@@ -67,6 +70,96 @@ def test_logits_and_greedy_tokens_of_random_checkpoints(case, torch, tmp_path):
         rows = model(torch.tensor([ids[:40] + drawn])).logits[0, 39:-1].numpy()
     best = rows.max(1)
     assert (best - rows[np.arange(len(drawn)), drawn] < 1e-3).all(), "only near-ties may fall otherwise"
+
+
+def whole_logits(directory, ids):
+    runner = make_runner(directory, num_blocks=4)
+    try:
+        return step(runner, [(ids, 0, [1, 0, 2])])
+    finally:
+        runner.close()
+
+
+STORAGE = [*itertools.product(("F32", "F16", "BF16"), ("transformer.", ""), (False, True), (False, True))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("flags", [*itertools.product((True, False), repeat=5)], ids=str)
+def test_every_combination_of_flags(flags, activation, torch, tmp_path):
+    from transformers import GPT2LMHeadModel
+
+    scale, by_layer, tie, upcast, has_inner = flags
+    rng = random.Random(f"{SEED} {flags} {activation}")
+    # Each activation comes with every way to store some five times: nothing in the arithmetic knows of it.
+    for number, (dtype, prefix, with_masks, is_sharded) in enumerate(rng.sample(STORAGE, 4)):
+        directory = write_checkpoint(
+            tmp_path / str(number), seed=rng.randrange(2**31), n_layer=2, n_embd=24, n_head=rng.choice([1, 2, 3, 24]),
+            n_positions=32, vocab_size=50, tokenizer=None, activation=activation, scale_attn_weights=scale,
+            scale_attn_by_inverse_layer_idx=by_layer, tie=tie, n_inner=37 if has_inner else None, dtype=dtype,
+            prefix=prefix, with_masks=with_masks, config={"reorder_and_upcast_attn": upcast},
+        )  # fmt: skip
+        model = GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+        if is_sharded:
+            shard(directory)
+        ids = [rng.randrange(50) for _ in range(32)]
+        with torch.inference_mode():
+            in_float32 = model(torch.tensor([ids])).logits[0].numpy()
+            for block in model.transformer.h:
+                block.attn.reorder_and_upcast_attn = False  # it is about float16, and refuses float64
+            exact = model.double()(torch.tensor([ids])).logits[0].numpy()
+        # Unscaled attention can be so steep that the order of float32's sums shows.
+        assert np.abs(whole_logits(directory, ids) - exact).max() < max(1e-4, 8 * np.abs(in_float32 - exact).max())
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tie"),
+    [
+        ("LMHeadModel", "float32", True),
+        ("LMHeadModel", "float16", False),
+        ("Model", "bfloat16", True),
+        ("DoubleHeadsModel", "float32", False),
+        ("ForSequenceClassification", "float16", True),
+    ],
+)
+def test_checkpoints_as_transformers_writes_them(kind, dtype, tie, torch, tmp_path):
+    import transformers
+
+    torch.manual_seed(1)
+    config = transformers.GPT2Config(
+        n_embd=48, n_head=3, n_layer=2, n_positions=64, vocab_size=101, tie_word_embeddings=tie, eos_token_id=[7, 9],
+        bos_token_id=7, pad_token_id=7, initializer_range=0.3, activation_function="gelu",
+    )  # fmt: skip
+    model = getattr(transformers, f"GPT2{kind}")(config).to(getattr(torch, dtype)).eval()
+    model.save_pretrained(tmp_path, max_shard_size="60KB" if kind == "LMHeadModel" else "1GB")
+    assert (tmp_path / "model.safetensors.index.json").exists() == (kind == "LMHeadModel")
+    expected = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    ids = [i * 17 % 101 for i in range(64)]
+    with torch.inference_mode():
+        exact = expected(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(whole_logits(tmp_path, ids) - exact).max() < 1e-4
+    with Checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.config.eos_token_ids == (7, 9)
+        extra = {"DoubleHeadsModel": "multiple_choice_head", "ForSequenceClassification": "score.weight"}.get(kind)
+        assert len(checkpoint.warnings) == (extra is not None)
+        assert all(extra in line for line in checkpoint.warnings)
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_two_heads_that_should_be_one(is_same, torch, tmp_path):
+    import transformers
+
+    if int(transformers.__version__.split(".")[0]) < 5:
+        pytest.skip("transformers before 5 takes the embedding, whatever the head is")
+    directory = write_checkpoint(tmp_path, tie=False, config={"tie_word_embeddings": True})
+    if is_same:
+        tensors = parts(directory)
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
+        rewrite(directory, tensors)
+    model = transformers.GPT2LMHeadModel.from_pretrained(directory, dtype=torch.float64).eval()
+    with torch.inference_mode():
+        exact = model(torch.tensor([[5, 6, 7]])).logits[0].numpy()
+    assert np.abs(whole_logits(directory, [5, 6, 7]) - exact).max() < 1e-4
 
 
 @pytest.mark.parametrize("case", [f"{SEED}-{i}" for i in range(6)])

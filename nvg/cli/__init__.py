@@ -32,7 +32,7 @@ COMMANDS = {
     "completion": "Print the shell's completion script.",
     "bench": "Measure speed, beside what the machine can do.",
     "perplexity": "Measure how well a model predicts a text.",
-    "models": "List the models, or remove what is kept of them.",
+    "models": "List the models, check one, or remove what is kept of them.",
     "explain": "Make an HTML page of how a text was drawn.",
 }
 """Built-in commands, each the function of its name in the module of its name, and their one-line help."""

@@ -46,7 +46,7 @@ def env(output_format: str, **given: Any) -> None:
         "nvg": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
-        **{package: version(package) for package in ("numba", "llvmlite", "numpy", "safetensors", "click", "pluggy")},
+        **{package: version(package) for package in ("numba", "llvmlite", "numpy", "click", "pluggy")},
         "cpu": f"{name} ({triple})",
         "cpu features": " ".join(cpu.notable_features()) or "none of interest",
         "vector width": f"{able.vector_floats} x float32, {able.vector_registers} registers",

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from nvg.cli import explain as explain_command
 from nvg.cli import options, say
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from nvg.cli.live import LiveView
     from nvg.explain.trace import TraceWriter
     from nvg.llm import LLM
+    from nvg.model.generation import GenerationDefaults
 
 DEFAULT_PROMPT = "Once upon a time"
 _BRANCHES_AT_ONCE = 16
@@ -105,7 +107,8 @@ def generate(
 
     Without PROMPT, stdin is the prompt if something is piped into it (less one newline at its end), else a default.
     An empty prompt begins a new text; one that begins with "-" goes after "--". stdout has the continuation only.
-    Unless --sampler or --preset is given, the sampling chain is topk(40), topp(0.95), temperature(0.8). Flags such as
+    Unless --sampler or --preset is given, the sampling chain is topk(40), topp(0.95), temperature(0.8), with what the
+    model's generation_config.json, or its config.json, says instead (nvg models verify shows it). Flags such as
     --top-p set an option of their stage, and add it unless --sampler is given. --explain FILE writes what each stage
     did to each token, and nvg explain makes a page of it.
     """
@@ -115,11 +118,9 @@ def generate(
     if system is not None and not chat:
         raise click.UsageError("--system is for --chat")
     with options.flags_in_errors(), contextlib.ExitStack() as stack:
-        params = SamplingParams(
-            sampler=samplers or None,
-            explain=bool(explain),
-            **{name: given[name] for name in (*_PARAMS, *_GUIDANCE)},
-        )
+        defaults = _defaults_of(given["model"])
+        values = {name: given[name] for name in (*_PARAMS, *_GUIDANCE)} | _not_given(defaults)
+        params = SamplingParams(sampler=samplers or None, explain=bool(explain), **values)
         if params.num_seqs > (most := EngineConfig.max_num_batched_tokens):  # a step has a token of each
             of_each = most // (params.num_seqs // params.n)
             raise ParameterError(f"n is {params.n}; it must be an integer from 1 to {of_each}")
@@ -128,7 +129,7 @@ def generate(
         if prompt is None:
             prompt = options.piped_stdin()
         trace = stack.enter_context(_open_trace(files[0])) if files else None
-        llm, params = interruptible(lambda: _load(config, params, preset, sampler_options))
+        llm, params = interruptible(lambda: _load(config, params, preset, sampler_options, defaults))
         with llm:
             if prompt is None:
                 prompt = DEFAULT_PROMPT
@@ -142,7 +143,7 @@ def generate(
             prefix = prompt if echo else ""
             interrupted = run.write(output_format, prefix)
             if stats:
-                for line in run.summary():
+                for line in (*run.summary(), *_told(defaults)):
                     say(line)
             if branches and not interrupted:
                 run.write_branches(branches, branch_tokens)
@@ -157,8 +158,37 @@ def generate(
         say(f"the prompt fills the context of {llm.max_model_len} tokens: there is no room for output")
 
 
+def _defaults_of(model: str) -> GenerationDefaults:
+    from nvg.hub import resolve_model
+    from nvg.model.generation import read_generation_defaults
+
+    return read_generation_defaults(resolve_model(model))
+
+
+def _not_given(defaults: GenerationDefaults) -> dict[str, Any]:
+    """The model's own defaults, but for the chain's and for what the command line says."""
+    source = click.get_current_context().get_parameter_source
+    in_chain = options.SHORTCUTS
+    return {
+        name: value
+        for name, value in defaults.params.items()
+        if name not in in_chain and source(name) in (None, ParameterSource.DEFAULT)
+    }
+
+
+def _told(defaults: GenerationDefaults) -> list[str]:
+    """A line about the model's own defaults, if it has any."""
+    if not defaults.origins:
+        return []
+    return [f"the model's own defaults: {', '.join(f'{key} ({name})' for key, name in defaults.origins.items())}"]
+
+
 def _load(
-    config: EngineConfig, params: SamplingParams, preset: str | None, sampler_options: Sequence[str]
+    config: EngineConfig,
+    params: SamplingParams,
+    preset: str | None,
+    sampler_options: Sequence[str],
+    defaults: GenerationDefaults,
 ) -> tuple[LLM, SamplingParams]:
     """The model, and the parameters with the chain of the command line in them."""
     from nvg.llm import LLM
@@ -167,7 +197,7 @@ def _load(
 
     for line in registry().warnings():
         say(f"warning: {line}")
-    params = compose(params, options.base_chain(preset, params.sampler or ()), sampler_options)
+    params = compose(params, options.base_chain(preset, params.sampler or (), defaults), sampler_options)
     return LLM(**asdict(config), report=say), params
 
 

@@ -12,6 +12,7 @@ import click
 
 from nvg.cli import say
 from nvg.cli.table import print_table
+from nvg.cli.verify import verify
 
 if TYPE_CHECKING:
     from nvg.model.packed_files import PackedFile
@@ -31,6 +32,9 @@ def models(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         context.invoke(list_models)
+
+
+models.add_command(verify)
 
 
 @models.command("list")

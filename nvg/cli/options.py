@@ -9,12 +9,15 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nvg.errors import NvgError, ParameterError
 from nvg.params import DTYPES, KV_DTYPES, ON_FULL, EngineConfig, SamplingParams
+
+if TYPE_CHECKING:
+    from nvg.model.generation import GenerationDefaults
 
 
 class _Text(click.ParamType):  # type: ignore[type-arg]
@@ -199,13 +202,16 @@ def sampling(command: Callable[..., Any]) -> Callable[..., Any]:
     return preset(samplers(sampler_options(command)))
 
 
-def base_chain(preset_name: str | None, sampler_names: Sequence[str]) -> Any:
-    """The chain that flags and -o apply to where no --sampler is given."""
-    from nvg.sampling.compose import DEFAULT_CHAIN
+def base_chain(
+    preset_name: str | None, sampler_names: Sequence[str], defaults: GenerationDefaults | None = None
+) -> Any:
+    """The chain that flags and -o apply to where no --sampler is given: the preset's, or else the command line's with
+    a model's own defaults."""
+    from nvg.sampling.compose import DEFAULT_CHAIN, own_chain
     from nvg.sampling.presets import find_preset
 
     if preset_name is None:
-        return DEFAULT_CHAIN
+        return own_chain(defaults.params, defaults.stages, DEFAULT_CHAIN) if defaults else DEFAULT_CHAIN
     if sampler_names:
         raise ParameterError("--preset and --sampler both give a chain; give one of them")
     return find_preset(preset_name).stages

@@ -6,13 +6,12 @@ Files are read, never mapped: a mapped file that is cut while in use kills the p
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
 import threading
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -22,7 +21,9 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from nvg.errors import CheckpointError
-from nvg.model.config import ModelConfig, read_config, read_json, shown
+from nvg.files import open_file, shown, weight_files
+from nvg.model.config import ModelConfig, read_config
+from nvg.model.safetensors_header import StoredTensor, read_header
 
 Float32 = npt.NDArray[np.float32]
 
@@ -33,17 +34,7 @@ _PREFIX = "transformer."  # GPT2LMHeadModel writes it, GPT2Model does not
 _LAYER = re.compile(r"h\.(0|[1-9][0-9]{0,8})\.")
 _MASK = re.compile(r"h\.[0-9]+\.attn\.(masked_)?bias")  # the causal mask, stored by old versions of transformers
 _CHUNK_BYTES = 2**20  # read, converted and checked while it is in cache
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Where a tensor's bytes are."""
-
-    file: IO[bytes]
-    offset: int
-    dtype: str
-    shape: tuple[int, ...]
+_EMBEDDING, _HEAD = "wte.weight", "lm_head.weight"
 
 
 class Checkpoint:
@@ -61,7 +52,9 @@ class Checkpoint:
     warnings: list[str]
     """Lines for the user about what was found and is not used."""
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, problems: list[str] | None = None) -> None:
+        """`problems`, where given, gets what would be raised about tensors that contradict the config; those have no
+        name then."""
         self.directory = Path(directory)
         self.config = read_config(directory)
         self.warnings = []
@@ -70,7 +63,16 @@ class Checkpoint:
         self._headers: list[tuple[IO[bytes], str]] = []
         try:
             found = self._find_tensors()
-            self._tensors = self._check(found)
+            self._opened = self._states()
+            found_problems: list[str] = []
+            self._tensors = self._check(found, found_problems)
+            if problems is not None:
+                problems += found_problems
+            elif found_problems:
+                raise CheckpointError(found_problems[0])
+            else:
+                self._ask_library()
+            self._settle_head()
         except BaseException:
             self._files.close()
             raise
@@ -95,6 +97,29 @@ class Checkpoint:
             facts.append((os.path.basename(file.name), header, status.st_size, status.st_ino, *times))
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
+    def _ask_library(self) -> None:
+        """Let the format's own library, which names no tensor but has the last word, look at the headers."""
+        for file, _ in self._headers:
+            try:
+                with safe_open(file.name, framework="numpy", backend="pread"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{file.name} is not a safetensors file: {shown(str(error))}") from None
+
+    def _states(self) -> list[tuple[int, int]]:
+        statuses = (os.fstat(file.fileno()) for file, _ in self._headers)
+        return [(status.st_size, status.st_mtime_ns) for status in statuses]
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file was written to since it was opened: what was read may be of two versions."""
+        for (file, _), before, now in zip(self._headers, self._opened, self._states(), strict=True):
+            if before != now:
+                raise CheckpointError(f"{file.name} was changed while it was read: load the model again")
+
+    def dtype(self, name: str) -> str:
+        """How a tensor of `names` is stored, one of DTYPES."""
+        return self._tensors[name].dtype
+
     def read(self, name: str, out: Float32 | None = None) -> Float32:
         """A tensor's values as float32, C-contiguous, in `out` where given (float32, contiguous, of that shape).
 
@@ -113,24 +138,28 @@ class Checkpoint:
         """Rows of a matrix from `first_row` on, as many as `out` (float32, C-contiguous, (rows, columns)) has."""
         self._read_values(self._tensors[name], name, first_row * out.shape[1], out.reshape(-1))
 
-    def _read_values(self, stored: _Stored, name: str, first: int, flat: Float32) -> None:
+    def _read_values(self, stored: StoredTensor, name: str, first: int, flat: Float32) -> None:
         """Elements from number `first` on: read, convert to float32, refuse what is not finite."""
-        carrier = DTYPES[stored.dtype]
-        step = _CHUNK_BYTES // carrier.itemsize
+        step = _CHUNK_BYTES // DTYPES[stored.dtype].itemsize
         for start in range(0, flat.size, step):
             part = flat[start : start + step]
-            offset = stored.offset + (first + start) * carrier.itemsize
-            if stored.dtype == "F32":
-                self._read_into(stored, offset, part, name)
-            else:
-                bits = np.empty(part.size, carrier)
-                self._read_into(stored, offset, bits, name)
-                if stored.dtype == "BF16":  # the upper half of a float32
-                    np.left_shift(bits, 16, out=part.view(np.uint32), dtype=np.uint32)
-                else:
-                    part[:] = bits
+            self._read_chunk(stored, name, first + start, part)
             if not (math.isfinite(part.max()) and math.isfinite(part.min())):  # NaN is both
                 raise CheckpointError(f"{stored.file.name}: the tensor {name} has values that are not finite")
+
+    def _read_chunk(self, stored: StoredTensor, name: str, first: int, part: Float32) -> None:
+        """Elements from number `first` on, as float32."""
+        carrier = DTYPES[stored.dtype]
+        offset = stored.offset + first * carrier.itemsize
+        if stored.dtype == "F32":
+            self._read_into(stored, offset, part, name)
+            return
+        bits = np.empty(part.size, carrier)
+        self._read_into(stored, offset, bits, name)
+        if stored.dtype == "BF16":  # the upper half of a float32
+            np.left_shift(bits, 16, out=part.view(np.uint32), dtype=np.uint32)
+        else:
+            part[:] = bits
 
     def close(self) -> None:
         """Close the files."""
@@ -144,10 +173,10 @@ class Checkpoint:
     ) -> None:
         self.close()
 
-    def _find_tensors(self) -> dict[str, _Stored]:
+    def _find_tensors(self) -> dict[str, StoredTensor]:
         """All tensors of all files, by canonical name."""
-        found: dict[str, _Stored] = {}
-        for path in _weight_files(self.directory):
+        found: dict[str, StoredTensor] = {}
+        for path in weight_files(self.directory):
             for name, stored in self._open(path).items():
                 canonical = name.removeprefix(_PREFIX)
                 if canonical in found:
@@ -157,90 +186,117 @@ class Checkpoint:
                 found[canonical] = stored
         return found
 
-    def _open(self, path: Path) -> dict[str, _Stored]:
+    def _open(self, path: Path) -> dict[str, StoredTensor]:
         """Open one safetensors file and take its header."""
         try:
-            file = self._files.enter_context(open(path, "rb", buffering=0))  # noqa: SIM115 (the stack closes it)
+            file = self._files.enter_context(open_file(path))
             size = os.fstat(file.fileno()).st_size
-            start = file.read(16)
-            if start.startswith(b"version https://"):
+            if size < 8:
+                raise CheckpointError(f"{path} has {size} bytes, too few for a safetensors file: copy it again")
+            if file.read(16) == b"version https://":
                 raise CheckpointError(
                     f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its checkout"
                 )
-            if size < 8:
-                raise CheckpointError(f"{path} has {size} bytes, too few for a safetensors file: copy it again")
-            with safe_open(path, framework="numpy"):
-                pass  # safetensors' own checks of the header: sizes, offsets, no holes, no overlaps
-            header_size = int.from_bytes(start[:8], "little")
-            file.seek(8)
-            header_bytes = _read_exactly(file, header_size)
-            self._headers.append((file, hashlib.sha256(header_bytes).hexdigest()))
-            header = json.loads(header_bytes)
+            file.seek(0)
+            header, tensors = read_header(file, size)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing") from None
         except OSError as error:
             raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
-        except (SafetensorError, ValueError) as error:
+        except ValueError as error:
             raise CheckpointError(
-                f"{path} ({size} bytes) is cut short, damaged or not a safetensors file: {shown(str(error))}"
+                f"{path} ({size} bytes) is cut short, damaged or not a safetensors file: {error}"
             ) from None
-        header.pop("__metadata__", None)
-        data_offset = 8 + header_size
-        return {
-            name: _Stored(file, data_offset + info["data_offsets"][0], info["dtype"], tuple(info["shape"]))
-            for name, info in header.items()
-        }
+        self._headers.append((file, hashlib.sha256(header).hexdigest()))
+        return tensors
 
-    def _check(self, found: dict[str, _Stored]) -> dict[str, _Stored]:
-        """The tensors that the config asks for, each checked; the others are refused or make a warning."""
+    def _check(self, found: dict[str, StoredTensor], problems: list[str]) -> dict[str, StoredTensor]:
+        """The tensors that the config asks for, less those of which `problems` now tells."""
         asked = _asked_tensors(self.config)
-        tensors: dict[str, _Stored] = {}
+        if self.config.tie_word_embeddings and _HEAD in found:
+            if _EMBEDDING not in found:  # it is either's to be named
+                found[_EMBEDDING] = found.pop(_HEAD)
+            else:
+                asked[_HEAD] = asked[_EMBEDDING]
+        missing = [name for name in asked if name not in found]
+        tensors: dict[str, StoredTensor] = {}
         for name, dims in asked.items():
-            stored = found.get(name)
-            if stored is None:
-                missing = [other for other in asked if other not in found]
+            problem = None
+            if name in found:
+                problem = self._problem_of_tensor(name, found[name], dims)
+            elif name == missing[0]:
                 more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-                raise CheckpointError(
+                problem = (
                     f"{self.directory}: the weights have no tensor {name}{more}, which config.json asks for "
                     f"(n_layer {self.config.n_layer}, tie_word_embeddings {self.config.tie_word_embeddings})"
                 )
-            self._check_tensor(name, stored, dims)
-            tensors[name] = stored
-        self._check_others([name for name in found if name not in asked])
+            if problem:
+                problems.append(problem)
+            elif name in found:
+                tensors[name] = found[name]
+        problems += self._problems_of_others([name for name in found if name not in asked])
         return tensors
 
-    def _check_tensor(self, name: str, stored: _Stored, dims: tuple[str, ...]) -> None:
+    def _settle_head(self) -> None:
+        """Two heads, though the config says they are one: as in transformers (from 5.0) they are if they are equal."""
+        if not self.config.tie_word_embeddings or not {_EMBEDDING, _HEAD} <= self._tensors.keys():
+            return
+        if self._are_equal(_EMBEDDING, _HEAD):
+            del self._tensors[_HEAD]
+            return
+        self.config = replace(self.config, tie_word_embeddings=False)
+        self.warnings.append(
+            f"{self.directory}: config.json has tie_word_embeddings true, but {_HEAD} is not {_EMBEDDING}: it is used, "
+            "as if that were false"
+        )
+
+    def _are_equal(self, name: str, other: str) -> bool:
+        size = math.prod(self.shape(name))
+        step = _CHUNK_BYTES // 4
+        buffers = np.empty((2, step), np.float32)
+        for first in range(0, size, step):
+            parts = buffers[:, : min(step, size - first)]
+            for part, one in zip(parts, (name, other), strict=True):
+                self._read_chunk(self._tensors[one], one, first, part)
+            if not np.array_equal(*parts.view(np.uint32)):
+                return False
+        return True
+
+    def _problem_of_tensor(self, name: str, stored: StoredTensor, dims: tuple[str, ...]) -> str | None:
         where = stored.file.name
         shape = tuple(_dimension(self.config, dim) for dim in dims)
         if stored.shape != shape:
             wanted = ", ".join(f"{dim} {size}" for dim, size in zip(dims, shape, strict=True))
             hint = "; it looks transposed: rows are inputs here" if stored.shape == shape[::-1] else ""
-            raise CheckpointError(
-                f"{where}: the tensor {name} has shape {stored.shape}; config.json asks for {shape} ({wanted}){hint}"
-            )
+            found = shown(stored.shape)
+            return f"{where}: the tensor {name} has shape {found}; config.json asks for {shape} ({wanted}){hint}"
         if stored.dtype not in DTYPES:
-            raise CheckpointError(
-                f"{where}: the tensor {name} has dtype {stored.dtype}; it must be one of {', '.join(DTYPES)}: save the "
-                "model in float32, float16 or bfloat16"
+            return (
+                f"{where}: the tensor {name} has dtype {shown(stored.dtype)[1:-1]}; it must be one of "
+                f"{', '.join(DTYPES)}: save the model in float32, float16 or bfloat16"
             )
+        return None
 
-    def _check_others(self, names: list[str]) -> None:
-        """Refuse layers that the config doesn't know; name the rest, but for masks and a head that is tied anyway."""
+    def _problems_of_others(self, names: list[str]) -> list[str]:
+        """A layer that the config doesn't know is one; the rest makes a warning, but for masks."""
         unused = []
         for name in names:
             layer = _LAYER.match(name)
             if layer and int(layer[1]) >= self.config.n_layer:
-                raise CheckpointError(
+                return [
                     f"{self.directory}: the weights have a tensor {shown(name)}, but config.json has n_layer "
                     f"{self.config.n_layer}: layers must be 0 to {self.config.n_layer - 1}"
-                )
-            if not _MASK.fullmatch(name) and name != "lm_head.weight":
+                ]
+            if not _MASK.fullmatch(name):
                 unused.append(name)
         if unused:
             some = ", ".join(shown(name) for name in unused[:3]) + (", ..." if len(unused) > 3 else "")
             self.warnings.append(
                 f"{self.directory}: the weights have {len(unused)} tensors that GPT-2 does not use, ignored: {some}"
             )
+        return []
 
-    def _read_into(self, stored: _Stored, offset: int, array: npt.NDArray[Any], name: str) -> None:
+    def _read_into(self, stored: StoredTensor, offset: int, array: npt.NDArray[Any], name: str) -> None:
         view = array.view(np.uint8).data
         done = 0
         while done < len(view):
@@ -255,52 +311,6 @@ class Checkpoint:
         with self._lock:  # threads share the position
             file.seek(offset)
             return int(file.readinto(view))  # type: ignore[attr-defined]
-
-
-def _read_exactly(file: IO[bytes], size: int) -> bytes:
-    parts = []
-    while size:
-        part = file.read(size)
-        if not part:
-            raise ValueError("it ends within its header")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: model.safetensors, else the shards that the index names."""
-    single = directory / "model.safetensors"
-    index = directory / "model.safetensors.index.json"
-    if os.path.isfile(single):
-        return [single]
-    if os.path.isfile(index):
-        return _shards(index)
-    for name in _PICKLES:
-        if os.path.exists(directory / name):
-            raise CheckpointError(
-                f"{directory} has {name} but no model.safetensors; nvg never opens pickle files, which can run code: "
-                "if you trust it, convert it with transformers: "
-                "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)"
-            )
-    raise CheckpointError(f"{directory} has no model.safetensors, nor shards with {index.name}")
-
-
-def _shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map must be an object of tensor names and file names")
-    for name in weight_map.values():
-        # Only files of this directory: an index must not make nvg open anything else.
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
-            raise CheckpointError(
-                f"{index}: weight_map has the file {shown(name)}; it must be the plain name of a .safetensors file"
-            )
-    paths = [index.with_name(name) for name in sorted(set(weight_map.values()))]
-    for path in paths:
-        if not os.path.isfile(path):
-            raise CheckpointError(f"{path} is missing; {index.name} names it")
-    return paths
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nvg.errors import CheckpointError
+from nvg.files import read_json, shown
 
 MODEL_TYPE = "gpt2"
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu", "silu", "swish", "tanh")
@@ -133,7 +133,7 @@ def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
     path = Path(directory) / "config.json"
     config = ModelConfig.from_dict(read_json(path), str(path))
     path = path.with_name("generation_config.json")
-    if os.path.exists(path):
+    if os.path.lexists(path):
         eos = read_json(path).get("eos_token_id")
         if eos is not None:
             try:
@@ -141,21 +141,6 @@ def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
             except CheckpointError as error:
                 raise CheckpointError(f"{path}: {error}") from None
     return config
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError where there is none."""
-    try:
-        data = json.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, an endless integer, endless nesting
-        raise CheckpointError(f"{path} is not valid JSON: {shown(str(error))}") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}; it must be an object")
-    return data
 
 
 def _refuse_other_models(data: Mapping[str, Any]) -> None:
@@ -197,9 +182,3 @@ def _check_size(name: str, value: object) -> None:
 def _check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise CheckpointError(f"{name} is {shown(value)}; it must be true or false")
-
-
-def shown(value: object) -> str:
-    """`value` as it is quoted in an error: one line, never long."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -59,6 +59,8 @@ class CachedWeights:
         # Weights that are made up are there to measure speed with: what it is from the second run on.
         packed = Arena(layout.size, PATIENCE_S if isinstance(checkpoint, Checkpoint) else math.inf)
         pack_weights(checkpoint, layout, packed, num_threads)
+        if isinstance(checkpoint, Checkpoint):
+            checkpoint.check_unchanged()
         self.arena = packed.bytes
         if self._file and self._file.source == _source(checkpoint):  # it did not change meanwhile
             self._unkept = packed
@@ -161,7 +163,7 @@ def _source(checkpoint: Checkpoint) -> str:
 def _code_digest() -> str:
     here = Path(__file__).parent
     digest = hashlib.sha256(sources_digest().encode())
-    for name in ("checkpoint.py", "packing.py"):
+    for name in ("safetensors_header.py", "checkpoint.py", "packing.py"):
         digest.update((here / name).read_bytes())
     return digest.hexdigest()
 

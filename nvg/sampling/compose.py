@@ -67,6 +67,18 @@ def compose(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[
     return dataclasses.replace(params, sampler=stages, **unset)
 
 
+def own_chain(
+    params: Mapping[str, Any], stages: Sequence[tuple[str, Mapping[str, Any]]], base: Sequence[tuple[str, Any]] = ()
+) -> tuple[Stage, ...]:
+    """The chain of a model that has defaults of its own: `base` with `stages`, in canonical order, and with those of
+    `params` (fields of SamplingParams) that are shortcuts set or inserted.
+
+    Raises ParameterError, PluginError.
+    """
+    items = sorted([*base, *stages], key=lambda item: _ORDER.index(item[0]))
+    return resolve(SamplingParams(**{name: value for name, value in params.items() if name in SHORTCUTS}), items)
+
+
 @dataclass
 class _Draft:
     """A stage whose options are still being collected."""

@@ -1,4 +1,4 @@
-"""Writes cases.json and values.npz beside it: what transformers computes, in float32, on known checkpoints.
+"""Writes cases.json, values.npz and combinations.npz beside it: what transformers computes, in float32.
 
 Run it from the repository's root with torch and transformers installed: python tests/golden/make.py
 """
@@ -16,8 +16,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import checkpoints  # noqa: E402
 
-ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu", "silu", "swish", "tanh")
-TINY = {f"activation-{name}": {"activation": name, "seed": seed} for seed, name in enumerate(ACTIVATIONS)} | {
+TINY = {
+    f"activation-{name}": {"activation": name, "seed": seed} for seed, name in enumerate(checkpoints.ACTIVATIONS)
+} | {
     "f16": {"dtype": "F16", "seed": 10},
     "bf16": {"dtype": "BF16", "seed": 11},
     "untied": {"tie": False, "seed": 12},
@@ -89,7 +90,24 @@ def record(directory, token_ids, *, num_positions, num_columns, prompt=(), num_g
     }
 
 
+def record_combinations():
+    """What transformers computes for every combination of flags."""
+    logits = {}
+    for name, options in checkpoints.combinations().items():
+        with tempfile.TemporaryDirectory() as temporary:
+            checkpoints.write_checkpoint(temporary, **options)
+            model = GPT2LMHeadModel.from_pretrained(temporary, dtype=torch.float32, attn_implementation="eager").eval()
+        whole = forward(model, checkpoints.COMBINATION_IDS)
+        for block in model.transformer.h:
+            block.attn.reorder_and_upcast_attn = False  # it is about float16, and refuses float64
+        rounding = np.abs(whole - forward(model.double(), checkpoints.COMBINATION_IDS)).max()
+        assert rounding < 6e-5, (name, rounding)
+        logits[name] = whole[np.ix_(checkpoints.COMBINATION_ROWS, checkpoints.COMBINATION_COLUMNS)]
+    np.savez_compressed(HERE / "combinations.npz", names=[*logits], logits=np.stack([*logits.values()]))
+
+
 def main():
+    record_combinations()
     cases, arrays = {}, {}
 
     def add(name, writer, options, directory, token_ids, prompt=(), **how):

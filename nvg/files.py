@@ -1,0 +1,120 @@
+"""The files of a model's directory: which there are, and how they are opened.
+
+Nothing outside of the directory is read, whatever a link in it says, but a hub cache's blobs, which its snapshots are
+links to. Nothing but regular files is opened: a pipe would never end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import IO, Any
+
+from nvg.errors import CheckpointError
+
+MAX_JSON_BYTES = 2**24
+"""Of a JSON file or header; those of the largest GPT-2 have two million. Parsed, it takes up to 25 times as much."""
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_OWN_DATA = Path(os.path.realpath(Path(__file__).parent)) / "data"
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file of a model's directory for reading, unbuffered.
+
+    Raises CheckpointError for a link that leads out of the directory and for what is not a regular file, OSError.
+    """
+    real = os.path.realpath(path)
+    if not any(Path(real).is_relative_to(root) for root in roots(path.parent)):
+        raise CheckpointError(
+            f"{path} is a link to {shown(real)}, outside of the model's directory; put the file itself there"
+        )
+    without_waiting = getattr(os, "O_NONBLOCK", 0)  # for somebody to write into a pipe
+    file = open(path, "rb", buffering=0, opener=lambda _, flags: os.open(real, flags | without_waiting))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise CheckpointError(f"{path} is not a regular file")
+    return file
+
+
+def roots(directory: Path) -> list[Path]:
+    """Where the files of a model's directory may really lie."""
+    real = Path(os.path.realpath(directory))
+    if real.is_relative_to(_OWN_DATA):
+        return [Path(real.anchor)]  # some installers make links to all files of a package
+    if real.parent.name == "snapshots":
+        return [real, real.parent.parent / "blobs"]
+    return [real]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model's directory. Raises CheckpointError where there is none."""
+    try:
+        with open_file(path) as file:
+            data = json.loads(read_up_to(file, MAX_JSON_BYTES).decode("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, an endless integer, endless nesting
+        raise CheckpointError(f"{path} is not valid JSON: {shown(str(error))}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}; it must be an object")
+    return data
+
+
+def read_up_to(file: IO[bytes], most: int) -> bytes:
+    """All that is left of a file. Raises ValueError for more than `most` bytes."""
+    parts = []
+    while part := file.read(2**16):
+        parts.append(part)
+        most -= len(part)
+        if most < 0:
+            raise ValueError("it is too long")
+    return b"".join(parts)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: model.safetensors, else the shards that the index names.
+
+    Raises CheckpointError.
+    """
+    single = directory / "model.safetensors"
+    index = directory / "model.safetensors.index.json"
+    if os.path.lexists(single):
+        return [single]
+    if os.path.lexists(index):
+        return _shards(index)
+    for name in _PICKLES:
+        if os.path.lexists(directory / name):
+            raise CheckpointError(
+                f"{directory} has {name} but no model.safetensors; nvg never opens pickle files, which can run code: "
+                "if you trust it, convert it with transformers: "
+                "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)"
+            )
+    raise CheckpointError(f"{directory} has no model.safetensors, nor shards with {index.name}")
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map must be an object of tensor names and file names")
+    for name in weight_map.values():
+        # Only files of this directory: an index must not make nvg open anything else.
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
+            raise CheckpointError(
+                f"{index}: weight_map has the file {shown(name)}; it must be the plain name of a .safetensors file"
+            )
+    paths = [index.with_name(name) for name in sorted(set(weight_map.values()))]
+    for path in paths:
+        if not os.path.lexists(path):
+            raise CheckpointError(f"{path} is missing; {index.name} names it")
+    return paths
+
+
+def shown(value: object) -> str:
+    """`value` as it is quoted in an error: one line, never long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
