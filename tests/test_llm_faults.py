@@ -24,7 +24,7 @@ class Faulty:
         self.call()
 
 
-class Unspeakable(Exception):
+class UnspeakableError(Exception):
     def __str__(self):
         raise ValueError("no words")
 
@@ -97,7 +97,7 @@ def test_a_command_that_fails_leaves_nobody_waiting(llm):
         llm.generate("a")
 
 
-@pytest.mark.parametrize("error", [Unspeakable(), GeneratorExit(), KeyboardInterrupt(), SystemExit(2)])
+@pytest.mark.parametrize("error", [UnspeakableError(), GeneratorExit(), KeyboardInterrupt(), SystemExit(2)])
 def test_whatever_a_sampler_raises_ends_its_request_alone(llm, error):
     params = [SamplingParams(sampler=Faulty(raising(error))), GREEDY]
     bad, good = in_time(lambda: llm.generate(["a", "a"], params))
@@ -118,7 +118,7 @@ def test_ctrl_c_in_a_loop_of_ones_own_is_no_fault_of_the_sampler(llm):
 
 
 def test_an_error_without_words_has_a_name():
-    assert cause(Unspeakable()) == "Unspeakable"
+    assert cause(UnspeakableError()) == "UnspeakableError"
 
 
 @pytest.mark.parametrize("method", ["generate", "stream", "logits"])

@@ -118,8 +118,8 @@ class Engine:
             num_blocks += common + params.n * self.pool.blocks_for(own)
         if num_blocks > self.pool.num_blocks:
             raise ParameterError(
-                f"the request needs {num_blocks} blocks of {size} KV entries, the pool has {self.pool.num_blocks}: raise "
-                f"kv_memory or lower max_tokens{' or n' if params.n > 1 else ''}"
+                f"the request needs {num_blocks} blocks of {size} KV entries, the pool has {self.pool.num_blocks}: "
+                f"raise kv_memory or lower max_tokens{' or n' if params.n > 1 else ''}"
             )
         eos_token_ids = () if params.ignore_eos else self.tokenizer.eos_token_ids
         request.ending = frozenset((*params.stop_token_ids, *eos_token_ids))
