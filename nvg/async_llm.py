@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from nvg.engine.sequence import Request
+from nvg.engine.stats import EngineStats
 from nvg.engine.thread import EngineThread
 from nvg.llm import LLM
 from nvg.params import EngineConfig, Piece, RequestOutput, SamplingParams
-from nvg.prompts import Prompt
+from nvg.prompts import Prompt, given_params
+from nvg.tokenizers.contract import Tokenizer
 
 
 class AsyncLLM:
@@ -23,7 +25,8 @@ class AsyncLLM:
                 print(piece.text, end="")
 
     Takes what LLM takes, and loads the model where it is made: in a server, before the event loop starts. A task that
-    is cancelled while it waits for a piece, or leaves the loop, ends its request before the next step.
+    is cancelled while it waits for a piece ends its request before the next step, and so does one that leaves the loop
+    above, because nobody has that stream any more; one that has a name is closed by `aclose` or `async with`.
     """
 
     def __init__(self, model: str = EngineConfig.model, **options: Any) -> None:
@@ -41,14 +44,29 @@ class AsyncLLM:
         """The model's synchronous side."""
         self._post: _Post | None = None
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.llm.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of prompt and output together."""
+        return self.llm.max_model_len
+
+    @property
+    def stats(self) -> EngineStats:
+        """Totals of tokens and seconds since loading."""
+        return self.llm.stats
+
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncStream:
         """Continue one prompt, a piece for each token as it comes; pieces of n > 1 choices are interleaved.
 
         Raises ParameterError before any work. Must be called in a running event loop.
         """
         post = self._post_office()
-        box: asyncio.Queue[Piece] = asyncio.Queue()
-        request = self.llm._request(prompt, params or SamplingParams(), lambda piece: post.put(box, piece))
+        box: asyncio.Queue[Piece | None] = asyncio.Queue()
+        request = self.llm._request(prompt, given_params(params), lambda piece: post.put(box, piece))
         request.notify = post.send
         self.llm._thread.submit([request])
         return AsyncStream(request, box, self.llm._thread)
@@ -60,7 +78,7 @@ class AsyncLLM:
     ) -> list[RequestOutput]:
         """Continue each prompt; outputs are in the prompts' order. See LLM.generate. Cancelling it ends all of them."""
         post = self._post_office()
-        box: asyncio.Queue[Piece] = asyncio.Queue()
+        box: asyncio.Queue[Piece | None] = asyncio.Queue()
 
         def take(piece: Piece) -> None:
             if piece.finish_reason:
@@ -96,9 +114,12 @@ class AsyncLLM:
 
 
 class AsyncStream:
-    """An asynchronous iterator over the pieces of one request. Closed, or forgotten, before the end it ends it."""
+    """An asynchronous iterator over the pieces of one request, for one task or for several that share them.
 
-    def __init__(self, request: Request, box: asyncio.Queue[Piece], thread: EngineThread) -> None:
+    Closed, or forgotten, before the end it ends the request; an `async with` closes it.
+    """
+
+    def __init__(self, request: Request, box: asyncio.Queue[Piece | None], thread: EngineThread) -> None:
         self._request = request
         self._box = box
         self._thread = thread
@@ -130,17 +151,30 @@ class AsyncStream:
         except BaseException:
             self.close()
             raise
-        self._left -= piece.finish_reason is not None
+        if piece is None:
+            self._box.put_nowait(None)  # for the next one who waits
+            raise StopAsyncIteration
+        if piece.finish_reason is not None and self._left:
+            self._left -= 1
+            if not self._left:
+                self._box.put_nowait(None)
         return piece
 
     def close(self) -> None:
         """End the request."""
         if self._left:
             self._left = 0
+            self._box.put_nowait(None)
             self._thread.abort([self._request])
 
     async def aclose(self) -> None:
         """End the request."""
+        self.close()
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -153,9 +187,9 @@ class _Post:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._pieces: deque[tuple[asyncio.Queue[Piece], Piece]] = deque()
+        self._pieces: deque[tuple[asyncio.Queue[Piece | None], Piece]] = deque()
 
-    def put(self, box: asyncio.Queue[Piece], piece: Piece) -> None:
+    def put(self, box: asyncio.Queue[Piece | None], piece: Piece) -> None:
         """Take a piece; on the engine's thread."""
         self._pieces.append((box, piece))
 

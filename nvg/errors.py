@@ -56,5 +56,9 @@ class EngineError(NvgError):
 
 def cause(error: BaseException) -> str:
     """An exception in one line, with its type unless the error is nvg's own."""
-    name, text = type(error).__name__, " ".join(str(error).split())
+    name = type(error).__name__
+    try:
+        text = " ".join(str(error).split())
+    except BaseException:  # its own __str__ is faulty, which must not hide what happened
+        text = ""
     return text if isinstance(error, NvgError) and text else f"{name}: {text}" if text else name

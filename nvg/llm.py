@@ -24,7 +24,7 @@ from nvg.model.generation import GenerationDefaults, read_generation_defaults
 from nvg.params import EngineConfig, Piece, RequestOutput, SamplingParams
 from nvg.plugins import registry
 from nvg.progress import Progress
-from nvg.prompts import Prompt, pair, text_or_ids
+from nvg.prompts import Prompt, given_params, pair, text_or_ids
 from nvg.runtime.compile_cache import CompileStep, prepare
 from nvg.runtime.kernel_store import Report
 from nvg.sampling import chain
@@ -73,7 +73,15 @@ class LLM:
 
     @classmethod
     def from_components(cls, config: EngineConfig, runner: ModelRunner, tokenizer: Tokenizer) -> LLM:
-        """An LLM of one's own parts; the runner belongs to the LLM from now on."""
+        """An LLM of one's own parts; the runner belongs to the LLM from now on.
+
+        Raises ParameterError for what is no such part.
+        """
+        if not isinstance(config, EngineConfig):
+            raise ParameterError(f"config is {config!r}; it must be an EngineConfig")
+        for name, part, method in (("runner", runner, "execute"), ("tokenizer", tokenizer, "encode")):
+            if not callable(getattr(part, method, None)):
+                raise ParameterError(f"{name} is {part!r}; it must be an object with the methods of a {name}")
         try:
             prepare(_missing_sampling_steps(), what="sampling kernels", about_s=6)
         except BaseException:
@@ -174,10 +182,11 @@ class LLM:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
         """Continue one prompt, a piece for each token as it comes; pieces of n > 1 choices are interleaved.
 
-        Raises ParameterError before any work. Leaving the loop ends the request.
+        Raises ParameterError before any work. A stream that is forgotten before its end ends the request: that of
+        `for piece in llm.stream(...)` when the loop is left. One that has a name is closed by `close` or `with`.
         """
-        pieces: SimpleQueue[Piece] = SimpleQueue()
-        request = self._request(prompt, params or SamplingParams(), pieces.put)
+        pieces: SimpleQueue[Piece | None] = SimpleQueue()
+        request = self._request(prompt, given_params(params), pieces.put)
         self._thread.submit([request])
         return Stream(request, pieces, self._thread)
 
@@ -274,9 +283,12 @@ def _close_elsewhere(thread: EngineThread) -> None:
 
 
 class Stream:
-    """An iterator over the pieces of one request. Closed, or forgotten, before the end it ends the request."""
+    """An iterator over the pieces of one request, for one consumer or for several that share them.
 
-    def __init__(self, request: Request, pieces: SimpleQueue[Piece], thread: EngineThread) -> None:
+    Closed, or forgotten, before the end it ends the request; a `with` closes it.
+    """
+
+    def __init__(self, request: Request, pieces: SimpleQueue[Piece | None], thread: EngineThread) -> None:
         self._request = request
         self._pieces = pieces
         self._thread = thread
@@ -304,18 +316,31 @@ class Stream:
         if not self._left:
             raise StopIteration
         try:
-            piece: Piece = _get(self._pieces)
+            piece: Piece | None = _get(self._pieces)
         except BaseException:
             self.close()
             raise
-        self._left -= piece.finish_reason is not None
+        if piece is None:
+            self._pieces.put(None)  # for the next one who waits
+            raise StopIteration
+        if piece.finish_reason is not None and self._left:
+            self._left -= 1
+            if not self._left:
+                self._pieces.put(None)
         return piece
 
     def close(self) -> None:
         """End the request."""
         if self._left:
             self._left = 0
+            self._pieces.put(None)
             self._thread.abort([self._request])
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def __del__(self) -> None:
         self.close()

@@ -16,6 +16,7 @@ DTYPES = ("float32", "bfloat16", "int8", "int4")
 KV_DTYPES = ("float32", "bfloat16", "int8")
 ON_FULL = ("stop", "error", "slide")
 MAX_SEED = 2**64 - 1
+MAX_BATCHED_TOKENS = MAX_BLOCK_SIZE = 2**16  # buffers have room for as many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +122,9 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0)
-        if not isinstance(self.explain, bool):
-            raise ParameterError(f"explain is {self.explain!r}; it must be True or False")
+        for name in ("explain", "ignore_eos"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ParameterError(f"{name} is {value!r}; it must be True or False")
         if self.on_full not in ON_FULL:
             raise ParameterError(f"on_full is {self.on_full!r}; it must be one of {', '.join(ON_FULL)}")
         for name in ("stop", "stop_token_ids"):
@@ -132,6 +134,10 @@ class SamplingParams:
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise ParameterError(f"stop has {text!r}; each stop must be a string that is not empty")
+            try:
+                text.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError:
+                raise ParameterError(f"stop has {text!r}, with a lone surrogate; each stop must be Unicode") from None
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for token_id in self.stop_token_ids:
             _integer("a stop token id", token_id, 0)
@@ -179,7 +185,7 @@ class EngineConfig:
     max_num_seqs: int = 64
     """Most sequences in one step."""
     max_num_batched_tokens: int = 512
-    """Most tokens in one step; longer prompts are prefilled in pieces."""
+    """Most tokens in one step, up to 65536; longer prompts are prefilled in pieces."""
     max_prefill_tokens: int = 16
     """Most tokens of prompts in a step in which others decode, or twice as many as decode if that is more: how
     long these wait for somebody else's prompt. Where all that decode are `generate`'s, which waits for whole outputs,
@@ -187,7 +193,7 @@ class EngineConfig:
     max_model_len: int | None = None
     """Most tokens of prompt and output together; None means all positions that the model has."""
     block_size: int = 32
-    """KV entries per block of the paged cache; a multiple of 32."""
+    """KV entries per block of the paged cache; a multiple of 32, up to 65536."""
     kv_memory: int | None = None
     """Bytes for the KV cache; None means what max_num_seqs can use, at most half of the free memory."""
 
@@ -198,14 +204,16 @@ class EngineConfig:
             raise ParameterError(f"dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
         if self.kv_dtype not in (None, *KV_DTYPES):
             raise ParameterError(f"kv_dtype is {self.kv_dtype!r}; it must be one of {', '.join(KV_DTYPES)}")
+        if self.tokenizer is not None and (not isinstance(self.tokenizer, str) or not self.tokenizer):
+            raise ParameterError(f"tokenizer is {self.tokenizer!r}; it must be a tokenizer's name, or None")
         if self.threads is not None:
             _integer("threads", self.threads, 1, 256)
         _integer("max_num_seqs", self.max_num_seqs, 1)
-        _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, MAX_BATCHED_TOKENS)
         _integer("max_prefill_tokens", self.max_prefill_tokens, 1)
         if self.max_model_len is not None:
             _integer("max_model_len", self.max_model_len, 1)
-        _integer("block_size", self.block_size, 32)
+        _integer("block_size", self.block_size, 32, MAX_BLOCK_SIZE)
         if self.block_size % 32:
             raise ParameterError(f"block_size is {self.block_size}; it must be a multiple of 32")
         if self.kv_memory is not None:
@@ -268,7 +276,11 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a request's n continuations."""
+    """One of a request's n continuations.
+
+    finish_reason: "stop" (end-of-text, a stop string or a stop id), "length" (max_tokens, or the context is full),
+    "aborted", or "error", which `error` tells.
+    """
 
     index: int
     text: str
@@ -282,7 +294,7 @@ class Choice:
 @dataclass(frozen=True)
 class RequestOutput:
     """What a request gave. `text`, `token_ids`, `finish_reason`, `logprobs`, `explanations` and `error` are those of
-    choice 0."""
+    choice 0; see Choice."""
 
     prompt: str | None
     prompt_token_ids: list[int]

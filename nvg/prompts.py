@@ -29,7 +29,7 @@ def pair(
     else:
         listed = [given] if given and _is_id(given[0]) else list(given)
     if params is None or isinstance(params, SamplingParams):
-        return listed, [params or SamplingParams()] * len(listed)
+        return listed, [given_params(params)] * len(listed)
     if not _is_list(params):
         raise ParameterError(f"params is {reprlib.repr(params)}; it must be SamplingParams, or a list of them")
     for number, one in enumerate(params):
@@ -40,6 +40,15 @@ def pair(
             f"there are {len(listed)} prompts and {len(params)} SamplingParams; give one for each or one"
         )
     return listed, list(params)
+
+
+def given_params(params: Any) -> SamplingParams:
+    """The params of one prompt, those by default for None. Raises ParameterError for what is none."""
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise ParameterError(f"params is {reprlib.repr(params)}; it must be SamplingParams")
+    return params
 
 
 def text_or_ids(prompt: Any) -> str | list[int]:

@@ -2,12 +2,14 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
 from cli_runner import run_cli
 from fakes import LetterTokenizer, TableRunner, cycle
 
+from nvg.bench.options import WorkloadOptions
 from nvg.bench.serving import Job, Served, serve
 from nvg.bench.workloads import poisson, prefix_jobs, throughput_jobs
 from nvg.engine.engine import Engine
@@ -38,6 +40,20 @@ def test_prefix_has_500_common_tokens():
     assert {len(job.prompt) for job in jobs} == {512}
     assert len({tuple(job.prompt[:500]) for job in jobs}) == 1
     assert len({tuple(job.prompt[500:]) for job in jobs}) == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"requests": 10**6}, "requests is 1000000; it must be an integer from 1 to 10000"),
+        ({"workload": "prefix", "requests": 8}, "requests is 8; it must be an integer from 9 to 10000"),
+        ({"rate": 1e-9}, "rate is 1e-09; it must be a number from 0.001 to 100000"),
+        ({"rate": 1e300}, "rate is 1e+300; it must be a number from 0.001 to 100000"),
+    ],
+)
+def test_a_workload_has_bounds(options, message):
+    with pytest.raises(ParameterError, match=re.escape(message)):
+        WorkloadOptions(**{"workload": "trace", **options})
 
 
 def test_arrivals_are_a_poisson_process():
@@ -102,7 +118,8 @@ def test_json_of_a_workload(workload, tiny_checkpoint, compiled_kernels):
     assert record["max_num_seqs"] == 3
     assert record["sampler"] == ["temperature"]
     if workload == "prefix":
-        assert record["requests"] == 4
+        assert (record["requests"], record["output_tokens"]) == (12, 12 * 16)
+        assert record["prompt_tokens"] == 12 * len(prefix_jobs(12, 64, 40)[0].prompt)
         assert record["cached_tokens"] == 0, "20 common tokens fill no block"
         assert record["speedup"] == pytest.approx(record["cold_first_token_s"] / record["warm_first_token_s"])
     if workload == "trace":
@@ -133,9 +150,9 @@ def test_the_table_of_a_workload(tiny_checkpoint, compiled_kernels):
         (["--workload", "prefix", "--plot", "x.png"], "--plot is not for a --workload"),
         (["--requests", 5], "--requests is for a --workload"),
         (["--max-num-seqs", 5], "--max-num-seqs is for a --workload"),
-        (["--workload", "throughput", "--requests", 0], "--requests is 0; it must be an integer >= 1"),
-        (["--workload", "prefix", "--requests", 8], "--requests is 8; it must be an integer >= 9"),
-        (["--workload", "trace", "--rate", 0], "--rate is 0.0; it must be a number above 0"),
+        (["--workload", "throughput", "--requests", 0], "--requests is 0; it must be an integer from 1 to 10000"),
+        (["--workload", "prefix", "--requests", 8], "--requests is 8; it must be an integer from 9 to 10000"),
+        (["--workload", "trace", "--rate", 0], "--rate is 0.0; it must be a number from 0.001 to 100000"),
         (["--workload", "throughput", "--rate", 1], "--rate is 1.0; only the workload trace has one"),
         (["--workload", "throughput", "--max-num-seqs", 0], "--max-num-seqs is 0; it must be an integer >= 1"),
         (["--workload", "all"], "'all' is not one of 'throughput', 'prefix', 'trace'"),
@@ -151,4 +168,4 @@ def test_errors_of_workloads(arguments, error, compiled_kernels):
 def test_a_pool_that_a_request_does_not_fit(compiled_kernels):
     done = run_cli("bench", "--workload", "throughput", "--kv-memory", "1Mi")
     assert (done.code, done.stdout) == (2, "")
-    assert "KV entries, the pool holds 64: raise --kv-memory" in done.stderr
+    assert "KV entries, the pool has 2: raise --kv-memory" in done.stderr

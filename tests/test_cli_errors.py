@@ -37,7 +37,9 @@ USAGE = {
     "--kv-memory=2x": "'--kv-memory': '2x' is no size; give bytes, or a number and K, M, G (1000) or Ki, Mi, Gi (1024)",
     "--kv-memory=0": "--kv-memory is 0; it must be an integer >= 1",
     "--kv-memory=1K": "--kv-memory is 1000; it must be at least a block's bytes, ",
-    "--kv-memory=0.5Mi": "the request needs 66 KV entries, the pool holds 32: raise --kv-memory or lower --max-tokens",
+    "--kv-memory=0.5Mi": (
+        "the request needs 3 blocks of 32 KV entries, the pool has 1: raise --kv-memory or lower --max-tokens"
+    ),
     "--on-full=jump": "'--on-full': 'jump' is not one of 'stop', 'error', 'slide'",
     "--threads=0": "--threads is 0; it must be an integer from 1 to 256",
     "--guidance-scale=-1": "--guidance-scale is -1.0; it must be a number from 0 to 1000 (1 means off)",

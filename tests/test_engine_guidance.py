@@ -211,7 +211,7 @@ def test_what_can_never_run_is_refused(options, message):
 
 
 def test_room_is_needed_for_both():
-    with pytest.raises(ParameterError, match="needs 24 KV entries, the pool holds 20"):
+    with pytest.raises(ParameterError, match="needs 7 blocks of 4 KV entries, the pool has 5"):
         add(make_engine(num_blocks=5), max_tokens=5)
     request = add(engine := make_engine(num_blocks=7), max_tokens=5)
     run(engine)

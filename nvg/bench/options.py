@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from nvg.errors import ParameterError
 from nvg.params import EngineConfig
+from nvg.ranges import integer, number
 
 DUMMY_SIZES = MappingProxyType(
     {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
@@ -75,6 +75,8 @@ class BenchOptions:
 
 
 WORKLOADS = ("throughput", "prefix", "trace")
+LEAST_REQUESTS_OF_PREFIX = 9
+MAX_REQUESTS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +86,14 @@ class WorkloadOptions:
     workload: str
     """One of WORKLOADS."""
     requests: int = 256
-    """How many there are; in prefix at least 9."""
+    """How many there are, up to MAX_REQUESTS; in prefix at least 9."""
     rate: float | None = None
-    """Requests a second of trace; None means 0.7 of what throughput does."""
+    """Requests a second of trace, 0.001 to 100000; None means 0.7 of what throughput does."""
 
     def __post_init__(self) -> None:
-        least = 9 if self.workload == "prefix" else 1
-        if isinstance(self.requests, bool) or not isinstance(self.requests, int) or self.requests < least:
-            raise ParameterError(f"requests is {self.requests!r}; it must be an integer >= {least}")
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            raise ParameterError(f"rate is {self.rate!r}; it must be a number above 0")
+        least = LEAST_REQUESTS_OF_PREFIX if self.workload == "prefix" else 1
+        integer("requests", self.requests, least, MAX_REQUESTS)
+        if self.rate is not None:
+            number("rate", self.rate, "from 0.001 to 100000", 1e-3, 1e5)
         if self.rate is not None and self.workload != "trace":
             raise ParameterError(f"rate is {self.rate!r}; only the workload trace has one")

@@ -9,7 +9,8 @@ What counts is output tokens a second.
 
 **prefix**: prompts that begin with the same n // 2 - 12 tokens (500 of 1,024) and end with 12 of their own, 16 tokens
 of output each. The first is alone, then seven more one after the other, then the others at once. What counts is the
-first one's time to its first token over that of the seven: what the prefix cache saves.
+first one's time to its first token over that of the seven: what the prefix cache saves. Requests and tokens are counted
+of all; what is a second, a share or a percentile is that of those at once.
 
 **trace**: the requests of throughput, which come by a Poisson process (seed 0) at `rate`; by default at 0.7 of the
 requests a second that throughput, which is then run before, has done. What counts are the times to the first token and
@@ -102,7 +103,18 @@ class _Run:
         self.report(f"{len(jobs)} requests that begin with {len(jobs[0].prompt) - _OWN_TOKENS} common tokens ...")
         at_once = serve(self.engine, jobs[_ONE_BY_ONE:], self.stages, _ONE_BY_ONE).record()
         warm = statistics.median(times[1:])
-        return {**at_once, "cold_first_token_s": times[0], "warm_first_token_s": warm, "speedup": times[0] / warm}
+        totals = {
+            "requests": len(jobs),
+            "prompt_tokens": sum(len(job.prompt) for job in jobs),
+            "output_tokens": sum(job.max_tokens for job in jobs),
+        }
+        return {
+            **at_once,
+            **totals,
+            "cold_first_token_s": times[0],
+            "warm_first_token_s": warm,
+            "speedup": times[0] / warm,
+        }
 
     def trace(self) -> dict[str, Any]:
         rate = self.options.rate

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nvg.bench.options import DEFAULT_PROMPT_TOKENS, DUMMY_SIZES, WORKLOADS, BenchOptions, WorkloadOptions
+from nvg.bench.options import (
+    DEFAULT_PROMPT_TOKENS,
+    DUMMY_SIZES,
+    LEAST_REQUESTS_OF_PREFIX,
+    MAX_REQUESTS,
+    WORKLOADS,
+    BenchOptions,
+    WorkloadOptions,
+)
 from nvg.cli import options, say
 from nvg.cli.interrupt import interruptible
 from nvg.cli.table import print_table
@@ -98,7 +106,7 @@ _ROWS = {
     metavar="N",
     default=WorkloadOptions.requests,
     show_default=True,
-    help="How many a workload has.",
+    help=f"How many a workload has, up to {MAX_REQUESTS}; prefix needs {LEAST_REQUESTS_OF_PREFIX} or more.",
 )
 @click.option("--rate", type=float, metavar="R", help="Requests a second of trace.  [default: 0.7 of what it can do]")
 @click.option(

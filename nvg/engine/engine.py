@@ -77,7 +77,8 @@ class Engine:
         return sum(kv.num_blocks * self.pool.block_size - kv.num_tokens for kv in kvs)
 
     def check(self, request: Request) -> None:
-        """Raise ParameterError for what can be seen up front: impossible ids, or what can never fit."""
+        """Get a request ready for `add`. Raises ParameterError for what can be seen up front: impossible ids, or what
+        can never fit; and what its tokenizer raises, here and not in the middle of others' steps."""
         vocab_size, params, context = self.runner.vocab_size, request.params, self.max_model_len
         prompts = {"prompt": request.prompt_token_ids}
         if request.negative_token_ids is not None:
@@ -109,33 +110,33 @@ class Engine:
             )
         slides, size = params.on_full == "slide" and may_slide, self.pool.block_size
         num_outputs = params.max_tokens if slides else min(params.max_tokens, context - longest)
-        num_entries = num_blocks = 0
+        num_blocks = 0
         for prompt in prompts.values():
             # of a prompt's full blocks there is one for all choices, as long as their windows begin with it
             common = 0 if slides else len(prompt) // size
             own = min(context, len(prompt) + num_outputs) - common * size
-            num_entries += common * size + params.n * own
             num_blocks += common + params.n * self.pool.blocks_for(own)
         if num_blocks > self.pool.num_blocks:
             raise ParameterError(
-                f"the request needs {num_entries} KV entries, the pool holds {self.pool.num_blocks * size}: raise "
-                "kv_memory or lower max_tokens"
+                f"the request needs {num_blocks} blocks of {size} KV entries, the pool has {self.pool.num_blocks}: "
+                f"raise kv_memory or lower max_tokens{' or n' if params.n > 1 else ''}"
             )
-
-    def add(self, request: Request) -> None:
-        """Queue a request that passed `check`; its sink gets pieces as steps are made."""
-        params = request.params
         eos_token_ids = () if params.ignore_eos else self.tokenizer.eos_token_ids
         request.ending = frozenset((*params.stop_token_ids, *eos_token_ids))
         request.prompt_logprobs = None if params.prompt_logprobs is None else [None]
-        for index in range(params.n):
-            text = TextStream(self.tokenizer, params.stop)
-            request.sequences.append(ChoiceSequence(request, index, self.max_model_len, text))
+        texts = [TextStream(self.tokenizer, params.stop) for _ in range(params.n)]
+        request.sequences = [
+            ChoiceSequence(request, index, self.max_model_len, text) for index, text in enumerate(texts)
+        ]
         request.live = [one for choice in request.sequences for one in choice.pair]
+
+    def add(self, request: Request) -> None:
+        """Queue a request that passed `check`; its sink gets pieces as steps are made."""
         self._scheduler.add(request)
 
     def step(self) -> None:
-        """Make one step and pass on what it gave. Raises AbortedError if the runner was aborted: nothing changed."""
+        """Make one step and pass on what it gave. Raises AbortedError if the runner was aborted: nothing changed; and
+        what a sink raises, once all have what is theirs."""
         start = time.perf_counter()
         shares = self._scheduler.schedule()
         if not shares:
@@ -152,11 +153,13 @@ class Engine:
             if isinstance(share.sequence, ChoiceSequence):  # a negative goes with its choice, whose rows precede it
                 self._append(share, share.sequence, logits[row:end], logits[end:])
             row = end
-        self._deliver()
         decode_tokens = sum(share.decodes for share in shares)
-        self.stats.count(len(batch.token_ids) - decode_tokens, decode_tokens, time.perf_counter() - start, model_s)
-        self.stats.cached_tokens = self._scheduler.num_cached_tokens
-        self.stats.preemptions = self._scheduler.num_preemptions
+        try:
+            self._deliver()
+        finally:
+            self.stats.count(len(batch.token_ids) - decode_tokens, decode_tokens, time.perf_counter() - start, model_s)
+            self.stats.cached_tokens = self._scheduler.num_cached_tokens
+            self.stats.preemptions = self._scheduler.num_preemptions
 
     def abort(self, request: Request, reason: FinishReason = "aborted", error: str | None = None) -> None:
         """End what is unfinished of a request."""
@@ -276,10 +279,17 @@ class Engine:
             self._finish(sequence, reason, sequence.text.finish(), 0)
 
     def _deliver(self) -> None:
-        """Pass on the pieces: all at once, because those who wait for them want the interpreter, too."""
+        """Pass on the pieces: all at once, because those who wait for them want the interpreter, too. Raises the first
+        that a sink raises, after all have theirs."""
         pieces, self._pieces = self._pieces, []
+        fault = None
         for request, piece in pieces:
-            request.sink(piece)
+            try:
+                request.sink(piece)
+            except BaseException as error:
+                fault = fault or error
         for notify in {request.notify for request, _ in pieces}:
             if notify is not None:
                 notify()
+        if fault is not None:
+            raise fault

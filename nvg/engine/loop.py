@@ -8,7 +8,9 @@ from typing import Any
 
 from nvg.engine.engine import Engine
 from nvg.engine.sequence import Request, Sink
+from nvg.errors import EngineError, ParameterError
 from nvg.params import Piece, RequestOutput, SamplingParams
+from nvg.prompts import given_params
 
 
 class StepLoop:
@@ -32,6 +34,7 @@ class StepLoop:
         self._ids = count()
         self._requests: dict[int, Request] = {}
         self._finished: list[tuple[int, RequestOutput]] = []
+        self._is_stepping = False
 
     def add_request(
         self, prompt: Any, params: SamplingParams | None = None, on_piece: Callable[[Piece], None] | None = None
@@ -41,8 +44,10 @@ class StepLoop:
         Raises ParameterError for what can't be run.
         """
         self._claim()
+        if on_piece is not None and not callable(on_piece):
+            raise ParameterError(f"on_piece is {on_piece!r}; it must be a function of one Piece")
         request_id = next(self._ids)
-        params = params or SamplingParams()
+        params = given_params(params)
         left = params.n
 
         def sink(piece: Piece) -> None:
@@ -60,9 +65,19 @@ class StepLoop:
         return request_id
 
     def step(self) -> list[tuple[int, RequestOutput]]:
-        """Make one step; returns (id, output) of the requests that have ended since the last one."""
+        """Make one step; returns (id, output) of the requests that have ended since the last one.
+
+        Raises what an `on_piece` raises, after each got its pieces; the next step returns what has ended. Raises
+        EngineError inside of a step.
+        """
         self._claim()
-        self._engine.step()
+        if self._is_stepping:
+            raise EngineError("step was called inside of a step, by an on_piece or a sampler: return from there first")
+        self._is_stepping = True
+        try:
+            self._engine.step()
+        finally:
+            self._is_stepping = False
         finished, self._finished = self._finished, []
         return finished
 
@@ -73,5 +88,7 @@ class StepLoop:
     def abort(self, request_id: int) -> None:
         """End a request; the next `step` returns what it has. An id that has ended is ignored."""
         self._claim()
+        if not isinstance(request_id, int):
+            raise ParameterError(f"request_id is {request_id!r}; it must be one that add_request returned")
         if request_id in self._requests:
             self._engine.abort(self._requests[request_id])

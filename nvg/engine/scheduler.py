@@ -90,7 +90,7 @@ class Scheduler:
         if not request.live:
             if request in self._running:
                 self._running.remove(request)
-            else:
+            elif request in self._waiting:  # and not one that could not be added
                 self._waiting.remove(request)
 
     def preempt_newest(self) -> Request | None:

@@ -12,7 +12,7 @@ _SHARE_OF_FREE_MEMORY = 2
 def num_kv_blocks(config: EngineConfig, bytes_per_block: int, max_model_len: int) -> int:
     """As many blocks as max_num_seqs whole contexts need, or as kv_memory, or half of the free memory, hold.
 
-    Raises ParameterError where kv_memory holds none, EngineError where the free memory does.
+    Raises ParameterError where kv_memory holds none, EngineError where the free memory does not.
     """
     wanted = -(-max_model_len // config.block_size) * config.max_num_seqs
     memory = config.kv_memory
@@ -20,7 +20,13 @@ def num_kv_blocks(config: EngineConfig, bytes_per_block: int, max_model_len: int
         memory = available_memory() // _SHARE_OF_FREE_MEMORY or wanted * bytes_per_block
     allowed = memory // bytes_per_block
     if allowed < 1 and config.kv_memory is not None:
-        raise ParameterError(f"kv_memory is {config.kv_memory}; it must be at least a block's bytes, {bytes_per_block}")
+        raise ParameterError(
+            f"kv_memory is {config.kv_memory}; it must be at least a block's bytes, {bytes_per_block}: "
+            f"raise it or lower block_size, {config.block_size}"
+        )
     if allowed < 1:
-        raise EngineError(f"half of the free memory holds no KV block of {bytes_per_block} bytes: free some")
+        raise EngineError(
+            f"half of the free memory holds no KV block of {bytes_per_block} bytes: free some, or lower block_size, "
+            f"{config.block_size}"
+        )
     return min(wanted, allowed)

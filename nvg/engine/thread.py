@@ -61,7 +61,10 @@ class EngineThread:
 
         def add() -> None:
             for request in requests:
-                self._engine.add(request)
+                try:
+                    self._engine.add(request)
+                except BaseException as error:  # whatever it is, nobody may be left waiting
+                    self._engine.abort(request, "error", cause(error))
 
         self._send(add)
 
@@ -129,6 +132,11 @@ class EngineThread:
         self._engine.runner.close()
 
     def _send(self, command: Command) -> None:
+        if threading.current_thread() is self._thread:
+            raise EngineError(
+                "generate, stream or logits was called inside of a step of the same LLM, which would wait for itself: "
+                "use another LLM there"
+            )
         with self._lock:
             if self._closed:
                 raise EngineError("the LLM is closed; create a new one")
@@ -149,17 +157,15 @@ class EngineThread:
         while not self._closed and os.getpid() == self._process:  # a fork made by a sampler has no team of threads
             if not self._engine.has_work:
                 gil.give_up()
-                self._commands.get()()
+                self._do(self._commands.get())
             self._run_commands()
             gil.claim()
             try:
                 self._engine.step()
             except AbortedError:
                 continue  # the command that says what to end is in the queue; the others' step is made again
-            except BaseException as error:  # whatever it is, nobody may be left waiting
-                with self._lock:
-                    self._fault = cause(error)
-                self._engine.abort_all("error", f"the engine stopped: {self._fault}")
+            except BaseException as error:
+                self._stop(error)
         gil.give_up()
         self._run_commands()
         self._engine.abort_all("aborted")
@@ -174,4 +180,16 @@ class EngineThread:
     def _run_commands(self) -> None:
         for _ in range(self._commands.qsize()):  # not those that these commands add
             with contextlib.suppress(Empty):
-                self._commands.get_nowait()()
+                self._do(self._commands.get_nowait())
+
+    def _do(self, command: Command) -> None:
+        try:
+            command()
+        except BaseException as error:
+            self._stop(error)
+
+    def _stop(self, error: BaseException) -> None:
+        """After a fault of the engine's own: whatever it is, nobody may be left waiting."""
+        with self._lock:
+            self._fault = cause(error)
+        self._engine.abort_all("error", f"the engine stopped: {self._fault}")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import current_thread, main_thread
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,6 @@ from nvg.sampling.recorder import Recorder
 
 _FEW = 1024
 """Of a whole row, so many candidates are found while they are counted."""
-_FAULTS = Exception, SystemExit  # sys.exit() in a sampler must not end the thread that everybody's steps run on
 
 
 def compile_steps() -> list[CompileStep]:
@@ -57,6 +57,9 @@ class StageTime:
         """Of the last call."""
         self.since = 0.0
         """When it was called, on time.perf_counter's clock; 0 once it has returned."""
+
+    def __repr__(self) -> str:
+        return f"StageTime(seconds={self.seconds:.6f}, last_s={self.last_s:.6f})"
 
     def __enter__(self) -> None:
         self.since = perf_counter()
@@ -123,15 +126,10 @@ class Chain:
         self.recorder = recorder
         times = {} if times is None else times
         clocks = [times.setdefault(stage.title, StageTime()) for stage in stages]
-        self._working = [
-            (stage, _started(stage, request, clock), clock) for stage, clock in zip(stages, clocks, strict=True)
-        ]
-        self._accepting = [one for one in self._working if getattr(one[1], "accept", None) is not None]
-        wide = [
-            index
-            for index, (stage, sampler, _) in enumerate(self._working)
-            if getattr(stage.spec, "needs_vocab", False) or getattr(sampler, "needs_vocab", False)
-        ]
+        started = [_started(stage, request, clock) for stage, clock in zip(stages, clocks, strict=True)]
+        self._working = [(stage, one.sampler, clock) for stage, one, clock in zip(stages, started, clocks, strict=True)]
+        self._accepting = [work for work, one in zip(self._working, started, strict=True) if one.accepts]
+        wide = [index for index, one in enumerate(started) if one.needs_vocab]
         self._last_wide = wide[-1] if wide else -1  # up to this stage candidates are never compacted
         self._num_ids = min(request.vocab_size, request.tokenizer.vocab_size)
         width = request.vocab_size if wide else self._num_ids
@@ -170,7 +168,7 @@ class Chain:
             try:
                 with clock:
                     returned = sampler.apply(candidates, shown_ids, state)
-            except _FAULTS as error:
+            except _faults() as error:
                 raise SamplerError(_at(stage, f"raised {cause(error)}", step)) from error
             if returned is not None:
                 fault = f"returned a {type(returned).__name__}; apply edits logits in place and returns None"
@@ -237,23 +235,38 @@ class Chain:
             try:
                 with clock:
                     sampler.accept(token_id, logprob)
-            except _FAULTS as error:
+            except _faults() as error:
                 raise SamplerError(_at(stage, f"raised in accept {cause(error)}", step)) from error
 
 
-def _started(stage: Stage, request: SamplerRequest, clock: StageTime) -> Any:
-    """The object that works for one sequence: what `start` gives, or the spec itself."""
-    start = getattr(stage.spec, "start", None)
-    if start is None:
-        return stage.spec
+class _Started(NamedTuple):
+    sampler: Any
+    """What works for one sequence: what `start` gives, or the spec itself."""
+    accepts: bool
+    needs_vocab: bool
+
+
+def _started(stage: Stage, request: SamplerRequest, clock: StageTime) -> _Started:
+    """A stage's sampler at its begin. Attributes may be properties, whose faults are the sampler's, too."""
+    spec = stage.spec
     try:
+        start = getattr(spec, "start", None)
         with clock:
-            sampler = start(request)
-    except _FAULTS as error:
+            sampler = spec if start is None else start(request)
+        works = callable(getattr(sampler, "apply", None))
+        accepts = getattr(sampler, "accept", None) is not None
+        needs_vocab = bool(getattr(spec, "needs_vocab", False) or getattr(sampler, "needs_vocab", False))
+    except _faults() as error:
         raise SamplerError(f"{stage.title} raised in start {cause(error)}") from error
-    if not callable(getattr(sampler, "apply", None)):
+    if not works:
         raise SamplerError(f"{stage.title} returned a {type(sampler).__name__} from start, which has no method apply")
-    return sampler
+    return _Started(sampler, accepts, needs_vocab)
+
+
+def _faults() -> type[BaseException] | tuple[type[BaseException], ...]:
+    """What a sampler may raise and end its own request alone: all, lest sys.exit() ends the thread that everybody's
+    steps run on. Only in the main thread a KeyboardInterrupt may be Ctrl-C, which is no sampler's."""
+    return (Exception, SystemExit, GeneratorExit) if current_thread() is main_thread() else BaseException
 
 
 def _fault(logits: Logits) -> str:
