@@ -219,7 +219,7 @@ class SaysNothing:
 
 
 FAULTS = {
-    Exits: "raised SystemExit: 7, at output token 0",
+    Exits: "raised SystemExit: 7 (",
     ExitsAtStart: "raised in start SystemExit",
     Renumbers: "raised ValueError: ",
     LeavesNan: "left NaN for 1 of 7 candidates, at output token 0",

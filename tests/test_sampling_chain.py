@@ -257,11 +257,17 @@ def test_faults_of_start_and_accept_are_named():
         def accept(self, token_id, logprob):
             raise RuntimeError("no more")
 
-    with pytest.raises(SamplerError, match=r"sampler 'Starting' of test 1.0 raised in start ValueError: no tokenizer$"):
+    with pytest.raises(
+        SamplerError,
+        match=r"sampler 'Starting' of test 1.0 raised in start ValueError: no tokenizer \(test_sampling_chain.py, line \d+\)$",
+    ):
         make_chain(Starting(ValueError("no tokenizer")))
     with pytest.raises(SamplerError, match=r"returned a NoneType from start, which has no method apply$"):
         make_chain(Starting(None))
-    with pytest.raises(SamplerError, match=r"raised in accept RuntimeError: no more, at output token 2$"):
+    with pytest.raises(
+        SamplerError,
+        match=r"raised in accept RuntimeError: no more \(test_sampling_chain.py, line \d+\), at output token 2$",
+    ):
         make_chain(Starting(Accepting())).sample(row(), PROMPT, PROMPT)
 
 

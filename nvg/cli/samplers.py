@@ -14,12 +14,52 @@ from nvg.cli.table import first_sentence, print_table
 
 @click.command()
 @click.argument("name", required=False, shell_complete=options.complete_samplers)
-def samplers(name: str | None) -> None:
+@options.output_format
+def samplers(name: str | None, output_format: str) -> None:
     """List the samplers with their options and where each comes from; or show NAME (or FILE.py:NAME) in full."""
-    if name is None:
+    if output_format == "json":
+        _print_json(name)
+    elif name is None:
         _list()
     else:
         _show(name)
+
+
+def _print_json(name: str | None) -> None:
+    """An object for NAME, or an array of one for each sampler."""
+    from nvg.errors import PluginError
+    from nvg.plugins import registry, sampler_entry
+
+    if name is not None:
+        click.echo(json.dumps(_record(sampler_entry(name))))
+        return
+    records = []
+    for entry in registry().samplers.entries():
+        try:
+            records.append(_record(entry))
+        except PluginError as error:
+            say(f"warning: {error}")
+    for line in registry().warnings():
+        say(f"warning: {line}")
+    click.echo(json.dumps(records))
+
+
+def _record(entry: Any) -> dict[str, Any]:
+    from nvg.sampling.options import REQUIRED, options_of, summary
+
+    spec_class = entry.load()
+    listed = [
+        {"name": option.name, "type": option.type_name, "required": option.default is REQUIRED, "help": option.help}
+        | ({} if option.default is REQUIRED else {"default": option.default})
+        for option in options_of(spec_class)
+    ]
+    return {
+        "name": entry.name,
+        "origin": entry.origin,
+        "location": entry.location,
+        "summary": summary(spec_class),
+        "options": listed,
+    }
 
 
 def _list() -> None:
