@@ -87,9 +87,9 @@ def test_flags_that_the_given_chain_has_no_stage_for():
     assert done.error == (
         "--top-k is 3, but the chain (topp) has no 'topk' stage to set; add 'topk' to it, or leave --top-k out"
     )
-    done = run_cli("generate", PROMPT, "--sampler", "topp", "--sampler", "topp", "-o", "p=0.5")
+    done = run_cli("generate", PROMPT, "-o", "p=0.5", "--sampler", "topp", "--sampler", "topp")
     assert done.code == 2
-    assert "fits 2 stages (topp.p, topp.p); write which, as SAMPLER.NAME=VALUE" in done.error
+    assert "fits 2 stages (topp.p, topp.p); write -o after the --sampler that is meant" in done.error
 
 
 def test_commands():

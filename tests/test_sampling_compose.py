@@ -134,7 +134,6 @@ def test_a_shortcut_without_a_stage_to_set():
     [
         (["p=0.9"], [TopK(40), TopP(0.9), Temperature(0.8)]),
         (["topp.p=0.9", "k=3", "temperature.t=1"], [TopK(3), TopP(0.9), Temperature(1.0)]),
-        (["p=0.9", "p=0.8"], [TopK(40), TopP(0.8), Temperature(0.8)]),
     ],
 )
 def test_options_from_text(options, expected):

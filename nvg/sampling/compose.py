@@ -60,7 +60,7 @@ def resolve(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[
     Raises ParameterError (UnknownNameError for a name that does not exist) or PluginError.
     """
     if params.sampler is None and base is DEFAULT_CHAIN:
-        drafts = [_named(*item, registry().samplers.built_in(item[0])) for item in base]
+        drafts = [_named(name, values, registry().samplers.built_in(name)) for name, values in base]
     else:
         drafts = [_draft(item) for item in _items(base if params.sampler is None else params.sampler)]
     for shortcut, (sampler, option) in SHORTCUTS.items():
