@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from typing import Any
 
 import click
 
 from nvg.cli import options, say
 from nvg.cli.table import first_sentence, print_table
+
+# "(Holtzman et al. 2019, https://...)", which only the sampler's own page has room for.
+_SOURCE = re.compile(r"\s*\([^()]*(?:https?://|\.py\b|\b(?:19|20)\d\d\b)[^()]*\)")
 
 
 @click.command()
@@ -74,7 +78,8 @@ def _list() -> None:
             shown = ", ".join(
                 o.name if o.default is REQUIRED else f"{o.name}={_shown(o.default)}" for o in options_of(spec_class)
             )
-            rows.append((entry.name, shown, first_sentence(summary(spec_class)), entry.origin))
+            what = _SOURCE.sub("", first_sentence(summary(spec_class)))
+            rows.append((entry.name, shown, what, entry.origin))
         except PluginError as error:
             say(f"warning: {error}")
     print_table([("NAME", "OPTIONS", "WHAT IT DOES", "FROM"), *rows], prose=2)

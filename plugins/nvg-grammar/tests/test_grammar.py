@@ -239,7 +239,9 @@ def test_min_tokens_against_a_whole_text():
     chain = Chain([Stage("grammar", Grammar(choice="a"), "here")], request, 0)
     output = np.empty(0, np.int32)
     token_id, _ = chain.sample(np.zeros(257, np.float32), request.prompt_token_ids, output, banned=[256])
-    with pytest.raises(SamplerError, match=r"or lower min_tokens \(5\): the text is whole, at output token 1"):
+    with pytest.raises(
+        SamplerError, match=r"or lower min_tokens \(5\): the text is whole \(sampler.py, line \d+\), at output token 1"
+    ):
         chain.sample(np.zeros(257, np.float32), request.prompt_token_ids, np.array([token_id], np.int32), banned=[256])
 
 
