@@ -100,7 +100,7 @@ def test_a_check_that_hangs_fails(tmp_path, monkeypatch):
 def test_samplers_as_json(file):
     listed = {record["name"]: record for record in json.loads(run_cli("samplers", "--format", "json").stdout)}
     assert listed["topk"] == json.loads(run_cli("samplers", "topk", "--format", "json").stdout)
-    assert {option["name"]: option["default"] for option in listed["topp"]["options"]} == {"p": 0.95}
+    assert {option["name"]: option["default"] for option in listed["topp"]["options"]} == {"p": 0.9}
     (option,) = json.loads(run_cli("samplers", f"{file}:Halve", "--format", "json").stdout)["options"]
     assert option == {"name": "times", "type": "int", "required": False, "help": "how often, from 1 to 9", "default": 1}
 

@@ -35,7 +35,7 @@ def _print_json(name: str | None) -> None:
     from nvg.plugins import registry, sampler_entry
 
     if name is not None:
-        click.echo(json.dumps(_record(sampler_entry(name))))
+        click.echo(json.dumps(_record(sampler_entry(name)), default=str))
         return
     records = []
     for entry in registry().samplers.entries():
@@ -45,7 +45,7 @@ def _print_json(name: str | None) -> None:
             say(f"warning: {error}")
     for line in registry().warnings():
         say(f"warning: {line}")
-    click.echo(json.dumps(records))
+    click.echo(json.dumps(records, default=str))
 
 
 def _record(entry: Any) -> dict[str, Any]:

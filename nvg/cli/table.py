@@ -24,7 +24,10 @@ def print_table(rows: Sequence[Sequence[str]], indent: int = 0, prose: int | Non
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if prose is not None and sys.stdout.isatty():
         excess = indent + sum(widths) + 2 * (len(widths) - 1) - shutil.get_terminal_size().columns
-        longest = [max((len(word) for cell in column for word in cell.split()), default=0) for column in zip(*rows)]
+        longest = [
+            max((len(word) for cell in column for word in cell.split()), default=0)
+            for column in zip(*rows, strict=True)
+        ]
         whole_words = [max(_MIN_WIDTH, min(length, _LONG_WORD)) for length in longest]
         for least in (whole_words, [_MIN_WIDTH] * len(widths)):
             for column in (prose, *sorted(range(len(widths)), key=widths.__getitem__, reverse=True)):
