@@ -3,6 +3,10 @@
 A message names the thing, the value, what is allowed and the way out.
 """
 
+import os
+
+_OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
 
 class NvgError(Exception):
     """Base of nvg's own errors."""
@@ -62,3 +66,21 @@ def cause(error: BaseException) -> str:
     except BaseException:  # its own __str__ is faulty, which must not hide what happened
         text = ""
     return text if isinstance(error, NvgError) and text else f"{name}: {text}" if text else name
+
+
+def fault(error: BaseException) -> str:
+    """As `cause`, with the line of a plugin's file at which it came: "KeyError: 'x' (mine.py, line 12)".
+
+    That file is the first outside nvg that was called; of its lines the innermost. With NVG_DEBUG=1 the traceback goes
+    to stderr.
+    """
+    import traceback
+
+    if os.environ.get("NVG_DEBUG") == "1":
+        traceback.print_exception(type(error), error, error.__traceback__)
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    foreign = [frame for frame in frames if not frame[0].startswith((_OWN, "<"))]
+    if not foreign or isinstance(error, NvgError):
+        return cause(error)
+    file, line = [frame for frame in foreign if frame[0] == foreign[0][0]][-1]
+    return f"{cause(error)} ({os.path.basename(file)}, line {line})"

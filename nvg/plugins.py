@@ -14,6 +14,7 @@ import contextlib
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import os
 import re
 import reprlib
@@ -45,6 +46,8 @@ _KINDS = {
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _FILE_MODULE = "nvg_file_"
+_file_modules: dict[str, str] = {}
+"""Names of modules that `_run_file` has run -> their files."""
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>.*))?")
 
 # What running somebody's module may end in: a module that calls sys.exit() must not end the process.
@@ -157,6 +160,11 @@ class Names:
         if len(found) > 1:
             raise PluginError(self._clash(found))
         return found[0]
+
+    def built_in(self, name: str) -> Entry:
+        """nvg's own entry of that name, whoever else claims it. Raises UnknownNameError."""
+        own = [entry for entry in self._by_name.get(name, []) if entry.origin == BUILT_IN]
+        return own[0] if own else self[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
@@ -352,9 +360,7 @@ def location(target: Any) -> str:
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     if module is None or name is None:
         return reprlib.repr(target)
-    if module.startswith(_FILE_MODULE):
-        module = getattr(sys.modules.get(module), "__file__", module)
-    return f"{module}:{name}"
+    return f"{_file_modules.get(module, module)}:{name}"
 
 
 def _run_file(path: Path) -> ModuleType:
@@ -362,20 +368,44 @@ def _run_file(path: Path) -> ModuleType:
     try:
         source = path.read_bytes()
         digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:16]
-        name = f"{_FILE_MODULE}{digest}_{path.stem}"
-        if name not in sys.modules:
+        unique = f"{_FILE_MODULE}{digest}_{path.stem}"
+        if unique not in sys.modules:
+            name = _import_name(path) or unique
             module = ModuleType(name)
             module.__file__ = str(path)
-            sys.modules[name] = module  # dataclasses look their annotations up there
+            # Dataclasses look their annotations up there, and numba's cache on disk the functions' module.
+            sys.modules[name] = sys.modules[unique] = module
             try:
                 with foreign_code():
                     exec(compile(source, str(path), "exec"), vars(module))
             except BaseException:
-                del sys.modules[name]
+                sys.modules.pop(name, None)
+                sys.modules.pop(unique, None)
                 raise
-        return sys.modules[name]
+            _file_modules[name] = str(path)
+        return sys.modules[unique]
     except FOREIGN_FAULTS as error:
         raise PluginError(f"sampler file {str(path)!r} failed: {cause(error)}") from error
+
+
+def _import_name(path: Path) -> str | None:
+    """The name that the file is imported by as a module or as a part of its package: what numba caches beside it names
+    that module, however it is run. None where the name is another module's, or none."""
+    path = path.resolve()
+    names, directory, top = [path.stem], path.parent, path
+    while (directory / "__init__.py").is_file() and directory.name.isidentifier():
+        names.insert(0, directory.name)
+        directory, top = directory.parent, directory / "__init__.py"
+    name = ".".join(names)
+    if not path.stem.isidentifier() or name in sys.modules or names[0] in sys.stdlib_module_names:
+        return None
+    try:
+        found = importlib.util.find_spec(names[0])
+    except (ImportError, ValueError):
+        return None
+    if found is not None and (found.origin is None or Path(found.origin).resolve() != top):
+        return None
+    return name
 
 
 def _recorder(kind: str, origin: str, entries: list[Entry]) -> hookspecs.Register:

@@ -89,9 +89,9 @@ def test_flags_that_the_given_chain_has_no_stage_for():
     assert done.error == (
         "--top-k is 3, but the chain (topp) has no 'topk' stage to set; add 'topk' to it, or leave --top-k out"
     )
-    done = run_cli("generate", PROMPT, "--sampler", "topp", "--sampler", "topp", "-o", "p=0.5")
+    done = run_cli("generate", PROMPT, "-o", "p=0.5", "--sampler", "topp", "--sampler", "topp")
     assert done.code == 2
-    assert "fits 2 stages (topp.p, topp.p); write which, as SAMPLER.NAME=VALUE" in done.error
+    assert "fits 2 stages (topp.p, topp.p); write -o after the --sampler that is meant" in done.error
 
 
 def test_commands():
@@ -301,3 +301,30 @@ def test_closed_streams(monkeypatch):
         patch.setattr(sys, "stderr", None)
         assert cli.run(["samplers", "nosuch"]) == 2
         sys.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--top-k", "5", "--top-k", "6"), "--top-k is given 2 times; give it once"),
+        (("-o", "k=5", "-o", "k=6"), "option 'k=6' and option 'k=5' set the same, topk.k; give one"),
+        (("--branch-tokens", "3"), "--branch-tokens is 3, and there is no --branches N"),
+        (("--xtc-threshold", "0.2"), "--xtc-threshold is 0.2 and --xtc-probability is not given: give both"),
+    ],
+)
+def test_what_would_do_nothing_is_a_usage_error(arguments, message):
+    done = run_cli("generate", "x", *arguments)
+    assert done.code == 2
+    assert message in done.stderr
+
+
+def test_an_option_after_a_sampler_is_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("NVG_CONFIG_DIR", str(tmp_path))
+    stages = "--sampler temperature -o t=2 --sampler minp --sampler temperature -o t=0.5 -o p=0.25"
+    assert run_cli("presets", "save", "mine", *stages.split()).code == 0
+    shown = run_cli("presets", "show", "mine").stdout
+    assert [line.split("options = ")[1] for line in shown.splitlines() if "options" in line] == [
+        "{t = 2.0}},",
+        "{p = 0.25}},",
+        "{t = 0.5}},",
+    ]

@@ -137,6 +137,17 @@ def test_a_page(tmp_path):
     assert (tmp_path / "x.html").read_text(encoding="utf-8") == page
 
 
+def test_a_page_takes_no_other_file_s_place(tmp_path):
+    trace, page, other = traces.write(tmp_path / "t.jsonl", traces.header()), tmp_path / "p.html", tmp_path / "notes"
+    other.write_text("mine")
+    refused = run_cli("explain", trace, "-o", other)
+    assert (refused.code, other.read_text()) == (2, "mine")
+    assert (
+        f"--output is {str(other)!r}, which exists and is no page of nvg explain: give another file" in refused.stderr
+    )
+    assert [run_cli("explain", trace, "-o", page).code for _ in range(2)] == [0, 0]
+
+
 def test_a_cut_trace_has_a_page_and_a_warning(tmp_path):
     path = traces.write(tmp_path / "x.jsonl", traces.header(), traces.token(0, [" a", " b"]), traces.end())
     path.write_bytes(path.read_bytes()[:-9])

@@ -85,6 +85,26 @@ def test_check_as_json(file):
     assert {"check": "options", "status": "passed", "detail": "it has none"} in found["checks"]
 
 
+def test_a_check_that_hangs_fails(tmp_path, monkeypatch):
+    path = tmp_path / "hangs_of_mine.py"
+    path.write_text(
+        SAMPLER.replace("logits /= 2**self.times", "time.sleep(3)").replace("\nfrom", "\nimport time\nfrom", 1)
+    )
+    monkeypatch.setattr("nvg.cli.plugins.CHECK_LIMIT_S", 0.2)
+    done = run_cli("plugins", "check", f"{path}:Halve")
+    assert done.code == 1
+    assert "FAILED  it has not returned for 0.2 s" in done.stdout
+    assert "speed               -       options has not returned" in done.stdout
+
+
+def test_samplers_as_json(file):
+    listed = {record["name"]: record for record in json.loads(run_cli("samplers", "--format", "json").stdout)}
+    assert listed["topk"] == json.loads(run_cli("samplers", "topk", "--format", "json").stdout)
+    assert {option["name"]: option["default"] for option in listed["topp"]["options"]} == {"p": 0.9}
+    (option,) = json.loads(run_cli("samplers", f"{file}:Halve", "--format", "json").stdout)["options"]
+    assert option == {"name": "times", "type": "int", "required": False, "help": "how often, from 1 to 9", "default": 1}
+
+
 def test_usage_of_check(file):
     assert run_cli("plugins", "check", "topq").error.startswith(
         "no sampler or tokenizer is called 'topq'; did you mean 'topp'? There are: "

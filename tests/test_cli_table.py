@@ -55,3 +55,12 @@ def test_where_one_column_is_not_enough_the_widest_others_are_wrapped(capsys, mo
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60
     assert "".join(line[6:36] for line in lines).replace(" ", "") == options.replace(" ", "")
+
+
+def test_words_stay_whole_where_another_column_can_give_way(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((60, 24)))
+    print_table([("name", "some " * 12, "generation_of_logits.py says " * 2)], prose=2)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 60
+    assert shown.count("generation_of_logits.py") == 2

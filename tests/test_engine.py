@@ -219,13 +219,13 @@ class SaysNothing:
 
 
 FAULTS = {
-    Exits: "raised SystemExit: 7, at output token 0",
+    Exits: "raised SystemExit: 7 (",
     ExitsAtStart: "raised in start SystemExit",
     Renumbers: "raised ValueError: ",
     LeavesNan: "left NaN for 1 of 7 candidates, at output token 0",
     RemovesAll: "removed every candidate, at output token 0",
     ReturnsLogits: "returned a ndarray; apply edits logits in place and returns None, at output token 0",
-    SaysNothing: "raised MemoryError, at output token 0",
+    SaysNothing: "raised MemoryError (",
 }
 
 

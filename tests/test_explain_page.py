@@ -93,6 +93,13 @@ def test_it_refers_to_nothing_outside(hostile):
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|fetch|XMLHttp|import\(", script)
 
 
+def test_characters_of_the_prompt_are_whole_though_their_tokens_are_not(tmp_path):
+    texts = ["a\\xe6", "\\x9d\\xb1", "b\\xe6", "\\x9d", "c\\x41"]
+    page = page_of(tmp_path / "x.jsonl", traces.header(prompt_token_ids=[1, 2, 3, 4, 5], prompt_texts=texts))
+    data = json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", page, re.S)[1])
+    assert data["prompt"] == "a\N{CJK UNIFIED IDEOGRAPH-6771}b\\xe6\\x9dc\\x41"
+
+
 def test_a_long_text_makes_a_page_of_a_bearable_size(tmp_path):
     stages = [f"stage{number}" for number in range(6)]
     texts = [f" word{number}" for number in range(14)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -105,7 +106,7 @@ def test_a_fault_at_step_seven_ends_its_own_request(what, fault, site, llm):
     sound = SamplingParams(max_tokens=12, seed=1)
     outputs = llm.generate(["a", "a", "b"], [sound, faulty, sound])
     assert outputs[1].finish_reason == "error"
-    assert outputs[1].error == NAMED + fault
+    assert re.sub(r" \(nvg_faulty\w*\.py, line \d+\)", "", outputs[1].error) == NAMED + fault
     assert len(outputs[1].token_ids) == 7
     assert outputs[0].token_ids == alone.token_ids
     assert [output.finish_reason for output in outputs] == ["length", "error", "length"]
@@ -115,15 +116,26 @@ def test_a_fault_at_step_seven_ends_its_own_request(what, fault, site, llm):
 def test_a_sampler_that_does_not_start(site, llm):
     sound = SamplingParams(max_tokens=3, seed=1)
     outputs = llm.generate(["a", "a"], [SamplingParams(sampler="restarting", max_tokens=3), sound])
-    assert outputs[0].error == "sampler 'restarting' of nvg-Faulty 1.5 raised in start OSError: no table"
+    named = r"sampler 'restarting' of nvg-Faulty 1\.5 raised in start OSError: no table \(nvg_faulty\w*\.py, line \d+\)"
+    assert re.fullmatch(named, outputs[0].error)
     assert outputs[1].finish_reason == "length"
 
 
 def test_the_command_line_says_the_same(site):
     done = finish(start_cli("generate", "The king", "--sampler", "at-seven", "--seed", "1", "--max-tokens", "12"))
     assert done.code == 1
-    assert f"nvg: error: {NAMED}raised KeyError: 'seven', at output token 7\n" in done.stderr
+    place = r" \(nvg_faulty\w*\.py, line \d+\), at output token 7\n"
+    assert re.search(re.escape(f"nvg: error: {NAMED}raised KeyError: 'seven'") + place, done.stderr)
     assert "Traceback" not in done.stderr
+
+
+def test_the_author_gets_the_traceback(site, llm, monkeypatch, capsys):
+    monkeypatch.setenv("NVG_DEBUG", "1")
+    llm.generate("a", SamplingParams(sampler=("at-seven", {"what": "raise"}), max_tokens=12, seed=1))
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "in apply" in shown
+    assert "KeyError: 'seven'" in shown
 
 
 def test_an_option_that_does_not_exist(site):

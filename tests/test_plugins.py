@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -267,6 +268,41 @@ def test_a_sampler_in_a_file(file):
     file.write_text(file.read_text() + "\n# edited\n")
     assert load_sampler(f"{file}:Flat") is not spec_class
     assert load_sampler("topp") is TopP
+
+
+def test_a_file_s_module_is_the_one_that_imports_it(tmp_path, monkeypatch):
+    """What numba caches beside a file names its module."""
+    package = tmp_path / "kit_of_mine"
+    package.mkdir()
+    places = [tmp_path / "one_of_mine.py", package / "part.py", tmp_path / "json.py", tmp_path / "pytest.py"]
+    (package / "__init__.py").touch()
+    for path in places:
+        path.write_text(SAMPLER.format(name="flat"))
+    again = tmp_path / "other" / "one_of_mine.py"
+    again.parent.mkdir()
+    again.write_text(SAMPLER.format(name="flat"))
+    real = sys.modules["json"], sys.modules["pytest"]
+    names = [load_sampler(f"{path}:Flat").__module__ for path in [*places, again]]
+    try:
+        assert names[:2] == ["one_of_mine", "kit_of_mine.part"]
+        assert all(name.startswith("nvg_file_") for name in names[2:])
+        assert (sys.modules["json"], sys.modules["pytest"]) == real
+        assert sampler_entry(f"{places[0]}:Flat").location == f"{places[0]}:Flat"
+        monkeypatch.syspath_prepend(tmp_path)
+        assert importlib.import_module("one_of_mine").Flat is load_sampler(f"{places[0]}:Flat")
+        assert importlib.import_module("kit_of_mine.part").Flat is load_sampler(f"{places[1]}:Flat")
+    finally:
+        for name in ("kit_of_mine", *names):
+            sys.modules.pop(name, None)
+
+
+def test_a_file_does_not_take_the_place_of_what_could_be_imported(tmp_path, monkeypatch):
+    for directory in ("installed", "mine"):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "taken_name.py").write_text(SAMPLER.format(name="flat"))
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+    assert load_sampler(f"{tmp_path}/mine/taken_name.py:Flat").__module__.startswith("nvg_file_")
+    assert "taken_name" not in sys.modules
 
 
 def test_faults_of_a_file(file):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nvg.testing import check_sampler
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\S*) ?([^\n]*)\n(.*?)^```", README, re.S | re.M)
@@ -79,3 +81,7 @@ def test_every_hook_is_documented_with_its_arguments():
     for name in hooks:
         assert f"`{name}`" in documented or f"def {name}(register)" in documented, name
         assert vars(hookspecs)[name].__doc__
+
+
+def test_its_sampler_keeps_the_contract(directory):
+    check_sampler(f"{directory}/lucky.py:Lucky")

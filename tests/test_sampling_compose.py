@@ -4,12 +4,12 @@ from types import ModuleType
 
 import pytest
 
-from nvg.errors import ParameterError, UnknownNameError
+from nvg.errors import ParameterError, PluginError, UnknownNameError
 from nvg.hookspecs import hookimpl
 from nvg.params import SamplingParams
 from nvg.plugins import Registry, registry
 from nvg.sampling.banned import Banned
-from nvg.sampling.compose import _ORDER, DEFAULT_CHAIN, SHORTCUTS, compose, resolve
+from nvg.sampling.compose import _ORDER, DEFAULT_CHAIN, SHORTCUTS, OptionText, compose, resolve
 from nvg.sampling.dry import DRY
 from nvg.sampling.greedy import Greedy
 from nvg.sampling.minp import MinP
@@ -134,7 +134,6 @@ def test_a_shortcut_without_a_stage_to_set():
     [
         (["p=0.9"], [TopK(40), TopP(0.9), Temperature(0.8)]),
         (["topp.p=0.9", "k=3", "temperature.t=1"], [TopK(3), TopP(0.9), Temperature(1.0)]),
-        (["p=0.9", "p=0.8"], [TopK(40), TopP(0.8), Temperature(0.8)]),
     ],
 )
 def test_options_from_text(options, expected):
@@ -145,6 +144,32 @@ def test_options_from_text_reach_specs_and_do_not_contradict_shortcuts():
     assert specs(options=["p=0.5"], sampler=TopP(0.2)) == [TopP(0.5)]
     with pytest.raises(ParameterError, match=r"^min_p and the option 'minp.p=0.3' set the same, minp\.p; give one"):
         specs(options=["minp.p=0.3"], top_p=0.9, min_p=0.1)
+
+
+def test_an_option_is_for_the_stage_before_it():
+    chain = ["temperature", "minp", "temperature"]
+    options = [OptionText("t=2", 0), OptionText("t=0.5", 2), OptionText("p=0.2", 2)]
+    assert specs(options=options, sampler=chain) == [Temperature(2.0), MinP(0.2), Temperature(0.5)]
+    assert specs(options=[OptionText("temperature.t=3", 2)], sampler=chain)[2] == Temperature(3.0)
+    with pytest.raises(ParameterError, match=r"fits 2 stages .*; write -o after the --sampler that is meant"):
+        specs(options=[OptionText("t=2", 1)], sampler=chain)
+    with pytest.raises(ParameterError, match=r"^option 'temperature.t=4' and option 't=2' set the same, temperature.t"):
+        specs(options=["t=2", "temperature.t=4"], sampler="temperature")
+
+
+def test_the_default_chain_is_nvg_s_own_where_a_plugin_claims_a_name(monkeypatch):
+    plugin = ModuleType("claims")
+    plugin.nvg_register_samplers = hookimpl(claim_topk)
+    names = Registry("")
+    names.register(plugin, "claims")
+    monkeypatch.setattr("nvg.plugins._registry", names)
+    assert specs(DEFAULT_CHAIN, top_k=3)[0] == TopK(3)
+    with pytest.raises(PluginError, match="'topk' is registered twice"):
+        specs(sampler="topk")
+
+
+def claim_topk(register):
+    register("topk", MinP)
 
 
 @pytest.mark.usefixtures("_favour")

@@ -196,6 +196,35 @@ class Listed:
     def apply(self, logits, token_ids, state): ...
 
 
+@dataclass(frozen=True)
+class Lists:
+    words: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
+    biases: Mapping[str, float] = field(default_factory=dict)
+
+    def apply(self, logits, token_ids, state):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("words", "was,had", ("was", "had")),
+        ("words", '["was,had"]', ("was,had",)),
+        ("ids", "5,17", (5, 17)),
+        ("biases", '{" inf": -inf, "a": inf, "b": "-inf"}', {" inf": -math.inf, "a": math.inf, "b": -math.inf}),
+    ],
+)
+def test_lists_are_split_at_commas_and_numbers_may_be_infinite(name, text, value):
+    assert parse_option("lists", Lists, name, text) == value
+
+
+@pytest.mark.parametrize(("name", "text"), [("words", "was,,had"), ("ids", "5,x"), ("biases", '{"a": "inf-"}')])
+def test_bad_text_for_a_list_or_map(name, text):
+    with pytest.raises(ParameterError, match=f"{name} is "):
+        parse_option("lists", Lists, name, text)
+
+
 def test_lists_and_maps():
     listed = [(option.name, option.type_name) for option in options_of(Listed)]
     assert listed == [

@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -166,3 +167,16 @@ def test_generate_takes_a_preset_and_changes_it():
     wrong = run_cli("generate", "x", "--preset", "greedyy")
     assert wrong.code == 2
     assert "did you mean 'greedy'?" in wrong.error
+
+
+def test_files_that_no_name_leads_to_are_told(config):
+    directory = config / "presets"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("greedy", "a b", "fine"):
+        (directory / f"{name}.toml").write_text('description = "x"\nsampler = ["topk"]\n')
+    done = run_cli("presets", "list", "--format", "json")
+    assert f"preset file {str(directory / 'a b.toml')!r} is left out" in done.stderr
+    assert f"preset file {str(directory / 'greedy.toml')!r} has a built-in preset's name" in done.stderr
+    records = {record["name"]: record for record in json.loads(done.stdout)}
+    assert len(records) == len(json.loads(done.stdout))
+    assert (records["greedy"]["origin"], records["fine"]["chain"]) == ("built in", ["topk"])

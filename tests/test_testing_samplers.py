@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import threading
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ from nvg.errors import PluginError, UnknownNameError
 from nvg.plugins import Registry
 from nvg.testing import ConformanceError, SamplerConformance, check_sampler, sampler_results
 from nvg.testing.draws import chi_square
+from nvg.testing.results import run_checks
 from nvg.testing.samplers import SAMPLER_CHECKS
 
 
@@ -433,6 +435,34 @@ def test_each_way_of_being_wrong_is_caught(wrong, check, message):
     about = [line for line in lines if f": {check}: " in line]
     assert about, lines
     assert message in about[0]
+
+
+@dataclass(frozen=True)
+class Idle:
+    """Do nothing.
+
+    share: of what
+    """
+
+    share: float = 0.5
+
+    def apply(self, logits, token_ids, state):
+        pass
+
+
+def test_a_sampler_that_states_no_range_may_take_nan_and_one_that_does_nothing_is_told():
+    details = {result.check: result.detail for result in check_sampler(Idle)}
+    assert "changed no row: give it options" in details["draws"]
+    assert not any("changed no row" in result.detail for result in check_sampler(Fine))
+
+
+def test_a_check_without_an_end_fails_and_the_rest_are_skipped():
+    release = threading.Event()
+    checks = {"first": lambda subject: "seen", "second": lambda subject: release.wait(60), "third": lambda subject: ""}
+    results = list(run_checks(checks, None, limit_s=0.05))
+    release.set()
+    assert [result.status for result in results] == ["passed", "failed", "skipped"]
+    assert "it has not returned for 0.05 s" in results[1].detail
 
 
 def test_a_formula_that_does_not_hold():

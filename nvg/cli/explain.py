@@ -89,13 +89,15 @@ def explain(trace: str, output: str | None) -> None:
     The page is one file that needs nothing else: each token can be pointed at, clicked and reached by keys, and shows
     its candidates through all stages of the chain and the branches that the trace has.
     """
-    from nvg.explain.page import make_page
+    from nvg.explain.page import make_page, may_replace
     from nvg.explain.reader import read_trace
 
     if output is None:
         output = os.path.splitext(trace)[0] + ".html"
     if output != "-" and os.path.exists(output) and os.path.exists(trace) and os.path.samefile(output, trace):
         raise ParameterError(f"--output is {output!r}, the trace itself: give another file")
+    if output != "-" and not may_replace(output):
+        raise ParameterError(f"--output is {output!r}, which exists and is no page of nvg explain: give another file")
     read = read_trace(trace, lambda line: say(f"warning: {line}"))
     page = make_page(read)
     if output == "-":

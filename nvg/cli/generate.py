@@ -112,6 +112,9 @@ def generate(
     --top-p set an option of their stage, and add it unless --sampler is given. --explain FILE writes what each stage
     did to each token, and nvg explain makes a page of it.
     """
+    source = click.get_current_context().get_parameter_source("branch_tokens")
+    if not branches and source is ParameterSource.COMMANDLINE:
+        raise click.UsageError(f"--branch-tokens is {branch_tokens}, and there is no --branches N to follow")
     files, prompt = explain_command.files_and_prompt(explain, prompt)
     if branches and not files:
         raise click.UsageError(f"--branches is {branches}, and there is no --explain FILE.jsonl to write them into")
@@ -197,7 +200,11 @@ def _load(
 
     for line in registry().warnings():
         say(f"warning: {line}")
-    params = compose(params, options.base_chain(preset, params.sampler or (), defaults), sampler_options)
+    base = options.base_chain(preset, params.sampler or (), defaults)
+    alone = params.xtc_threshold is not None and params.xtc_probability is None and params.sampler is None
+    if alone and preset is None and not sampler_options:
+        raise ParameterError(f"xtc_threshold is {params.xtc_threshold} and xtc_probability is not given: give both")
+    params = compose(params, base, sampler_options)
     return LLM(**asdict(config), report=say), params
 
 

@@ -155,6 +155,9 @@ on_full = click.option(
     help="When the context is full: stop; error refuses a prompt whose --max-tokens might fill it; slide goes on with "
     "the last half of it, computed anew.",
 )
+output_format = click.option(
+    "--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True
+)
 samplers = click.option(
     "--sampler",
     "samplers",
@@ -164,12 +167,27 @@ samplers = click.option(
     help="A stage of the sampling chain (nvg samplers lists them), instead of the default chain; repeatable, in order. "
     "Also FILE.py:NAME.",
 )
+_PLACES = "nvg.places"
+"""Key in a context's `meta`: for each -o the index of the --sampler before it, or None."""
+
+
+def _placed(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> tuple[Any, ...]:
+    """Each -o as a `nvg.sampling.compose.OptionText`."""
+    if not texts:
+        return ()
+    from nvg.sampling.compose import OptionText
+
+    return tuple(map(OptionText, texts, ctx.meta.get(_PLACES, [None] * len(texts))))
+
+
 sampler_options = click.option(
     "-o",
     "sampler_options",
     metavar="NAME=VALUE",
     multiple=True,
-    help="An option of a stage: k=40, or topk.k=40; lists and maps are JSON.",
+    callback=_placed,
+    help="An option of the stage before it, or else of any: k=40, or topk.k=40. Lists are written a,b,c or as JSON "
+    "where a text has a comma; maps are JSON.",
 )
 preset = click.option(
     "--preset",
@@ -218,7 +236,23 @@ def base_chain(
 
 
 class SamplingCommand(click.Command):
-    """A command whose help lists the options of `sampling` apart from the others."""
+    """A command with the options of `sampling`: its help lists them apart from the others, and an -o is for the
+    --sampler before it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given: list[click.Parameter] = []
+        with contextlib.suppress(click.UsageError):  # which is raised again below
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        names = [param.name for param in given]
+        for param in given:
+            if param.name in ("preset", *SHORTCUTS) and names.count(param.name) > 1:
+                raise click.UsageError(f"{param.opts[0]} is given {names.count(param.name)} times; give it once", ctx)
+        ctx.meta[_PLACES] = [
+            names[:place].count("samplers") - 1 if "samplers" in names[:place] else None
+            for place, name in enumerate(names)
+            if name == "sampler_options"
+        ]
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         named = {"preset", "samplers", "sampler_options", *SHORTCUTS}

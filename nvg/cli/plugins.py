@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,14 @@ import click
 
 from nvg.cli import plugin_commands, say
 from nvg.cli.interrupt import interruptible
+from nvg.cli.options import output_format
 from nvg.cli.table import print_table
 
 if TYPE_CHECKING:
     from nvg.testing.results import Result
+
+CHECK_LIMIT_S = 60.0
+"""A check that takes longer has failed."""
 
 
 @click.group(invoke_without_command=True)
@@ -67,7 +73,7 @@ def new(kind: Any, name: str, directory: Path | None) -> None:
 @click.option("--kind", type=click.Choice(["sampler", "tokenizer"]), help="Which, where both have the name.")
 @click.option("-m", "--model", help="The model whose files a tokenizer reads.  [default: the built-in one]")
 @click.option("--lossy", is_flag=True, help="The tokenizer changes text on purpose: decoding need not give it back.")
-@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@output_format
 def check(
     name: str,
     options: tuple[str, ...],
@@ -77,16 +83,29 @@ def check(
     lossy: bool,
     output_format: str,
 ) -> None:
-    """Check that the sampler or tokenizer NAME (or FILE.py:NAME) keeps its contract; exit 1 if it does not."""
-    title, results = interruptible(lambda: _check(name, options, max_us, kind, model, lossy))
+    """Check that the sampler or tokenizer NAME (or FILE.py:NAME) keeps its contract; exit 1 if it does not.
+
+    NVG_DEBUG=1 shows the traceback of what it raises.
+    """
+    title, names, running = interruptible(lambda: _check(name, options, max_us, kind, model, lossy))
+    marks = {"passed": "ok", "failed": "FAILED", "skipped": "-"}
+    width = max(map(len, names))
+    results: list[Result] = []
+
+    def print_row(*cells: str) -> None:
+        check, mark, detail = cells
+        print_table([(check.ljust(width), mark.ljust(len("FAILED")), detail)], prose=2)
+
+    while (result := interruptible(lambda: next(running, None))) is not None:
+        if output_format == "text" and not results:
+            print_row("CHECK", "", "WHAT WAS SEEN")
+        results.append(result)
+        if output_format == "text":
+            print_row(result.check, marks[result.status], result.detail)
+            sys.stdout.flush()
     failed = [result for result in results if result.status == "failed"]
     if output_format == "json":
         click.echo(json.dumps({"name": name, "passed": not failed, "checks": [asdict(result) for result in results]}))
-    else:
-        marks = {"passed": "ok", "failed": "FAILED", "skipped": "-"}
-        print_table(
-            [("CHECK", "", "WHAT WAS SEEN"), *((one.check, marks[one.status], one.detail) for one in results)], prose=2
-        )
     if failed:
         say(f"error: {title} breaks its contract: {', '.join(result.check for result in failed)} failed")
         click.get_current_context().exit(1)
@@ -94,21 +113,24 @@ def check(
 
 def _check(
     name: str, options: tuple[str, ...], max_us: float | None, kind: str | None, model: str | None, lossy: bool
-) -> tuple[str, list[Result]]:
-    """The title of what is checked, and the results."""
+) -> tuple[str, Collection[str], Iterator[Result]]:
+    """The title of what is checked, the names of its checks, and their results as they come."""
     from nvg import hub
     from nvg.errors import ParameterError
     from nvg.params import EngineConfig
     from nvg.plugins import registry, sampler_entry, unknown_name
     from nvg.sampling.options import parse_option
-    from nvg.testing import sampler_results, tokenizer_results
+    from nvg.testing.results import run_checks
+    from nvg.testing.samplers import SAMPLER_CHECKS, subject_of
+    from nvg.testing.tokenizers import TOKENIZER_CHECKS, TokenizerSubject
 
     names = registry()
     if kind is None and name in names.samplers and name in names.tokenizers:
         raise ParameterError(f"{name!r} is a sampler and a tokenizer: say which with --kind")
     if kind == "tokenizer" or (kind is None and name in names.tokenizers):
         directory = hub.resolve_model(model or EngineConfig.model)
-        return names.tokenizers[name].title, tokenizer_results(name, directory, lossless=not lossy)
+        title, tokenizer = names.tokenizers[name].title, TokenizerSubject(name, directory, not lossy)
+        return title, TOKENIZER_CHECKS, run_checks(TOKENIZER_CHECKS, tokenizer, CHECK_LIMIT_S)
     if kind is None and name not in names.samplers and ".py" not in name:
         raise unknown_name("sampler or tokenizer", name, {*names.samplers, *names.tokenizers})
     entry = sampler_entry(name)
@@ -118,4 +140,5 @@ def _check(
         if not equals:
             raise ParameterError(f"option {text!r} is not NAME=VALUE")
         values[option.strip()] = parse_option(entry.name, entry.load(), option.strip(), value)
-    return entry.title, sampler_results(name, values, max_us=max_us)
+    sampler = subject_of(name, options=values, max_us=max_us)
+    return entry.title, SAMPLER_CHECKS, run_checks(SAMPLER_CHECKS, sampler, CHECK_LIMIT_S)

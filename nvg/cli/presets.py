@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -20,24 +21,31 @@ def presets(context: click.Context) -> None:
     is used by its name, as in nvg generate --preset NAME.
     """
     if context.invoked_subcommand is None:
-        context.invoke(list_presets)
+        context.invoke(list_presets, output_format="text")
 
 
 @presets.command("list")
-def list_presets() -> None:
+@options.output_format
+def list_presets(output_format: str) -> None:
     """List all presets with their chains and where each comes from."""
     from nvg.errors import NvgError
-    from nvg.sampling.presets import find_preset, preset_names
+    from nvg.sampling.presets import find_preset, preset_names, preset_warnings
 
-    rows = [("NAME", "WHAT IT DOES", "CHAIN", "FROM")]
+    records, rows = [], [("NAME", "WHAT IT DOES", "CHAIN", "FROM")]
     for name in preset_names():
         try:
             found = find_preset(name)
-            chain = ", ".join(stage.name for stage in found.stages)
-            rows.append((name, found.description, chain or "empty", found.origin))
+            chain = [stage.name for stage in found.stages]
+            rows.append((name, found.description, ", ".join(chain) or "empty", found.origin))
+            records.append({"name": name, "description": found.description, "chain": chain, "origin": found.origin})
         except NvgError as error:
             say(f"warning: {error}")
-    print_table(rows, prose=1)
+    for line in preset_warnings():
+        say(f"warning: {line}")
+    if output_format == "json":
+        click.echo(json.dumps(records))
+    else:
+        print_table(rows, prose=1)
 
 
 @presets.command("show")

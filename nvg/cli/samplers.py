@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from typing import Any
 
 import click
@@ -11,15 +12,58 @@ import click
 from nvg.cli import options, say
 from nvg.cli.table import first_sentence, print_table
 
+# "(Holtzman et al. 2019, https://...)", which only the sampler's own page has room for.
+_SOURCE = re.compile(r"\s*\([^()]*(?:https?://|\.py\b|\b(?:19|20)\d\d\b)[^()]*\)")
+
 
 @click.command()
 @click.argument("name", required=False, shell_complete=options.complete_samplers)
-def samplers(name: str | None) -> None:
+@options.output_format
+def samplers(name: str | None, output_format: str) -> None:
     """List the samplers with their options and where each comes from; or show NAME (or FILE.py:NAME) in full."""
-    if name is None:
+    if output_format == "json":
+        _print_json(name)
+    elif name is None:
         _list()
     else:
         _show(name)
+
+
+def _print_json(name: str | None) -> None:
+    """An object for NAME, or an array of one for each sampler."""
+    from nvg.errors import PluginError
+    from nvg.plugins import registry, sampler_entry
+
+    if name is not None:
+        click.echo(json.dumps(_record(sampler_entry(name)), default=str))
+        return
+    records = []
+    for entry in registry().samplers.entries():
+        try:
+            records.append(_record(entry))
+        except PluginError as error:
+            say(f"warning: {error}")
+    for line in registry().warnings():
+        say(f"warning: {line}")
+    click.echo(json.dumps(records, default=str))
+
+
+def _record(entry: Any) -> dict[str, Any]:
+    from nvg.sampling.options import REQUIRED, options_of, summary
+
+    spec_class = entry.load()
+    listed = [
+        {"name": option.name, "type": option.type_name, "required": option.default is REQUIRED, "help": option.help}
+        | ({} if option.default is REQUIRED else {"default": option.default})
+        for option in options_of(spec_class)
+    ]
+    return {
+        "name": entry.name,
+        "origin": entry.origin,
+        "location": entry.location,
+        "summary": summary(spec_class),
+        "options": listed,
+    }
 
 
 def _list() -> None:
@@ -34,7 +78,8 @@ def _list() -> None:
             shown = ", ".join(
                 o.name if o.default is REQUIRED else f"{o.name}={_shown(o.default)}" for o in options_of(spec_class)
             )
-            rows.append((entry.name, shown, first_sentence(summary(spec_class)), entry.origin))
+            what = _SOURCE.sub("", first_sentence(summary(spec_class)))
+            rows.append((entry.name, shown, what, entry.origin))
         except PluginError as error:
             say(f"warning: {error}")
     print_table([("NAME", "OPTIONS", "WHAT IT DOES", "FROM"), *rows], prose=2)

@@ -80,7 +80,7 @@ function tint() {
 let spans = [];
 
 function drawText() {
-  $("prompt").replaceChildren(...trace.prompt.flatMap(number => pieces(textOf(number), true)));
+  $("prompt").replaceChildren(...pieces(trace.prompt, true));
   spans = choice.tokens.map((token, index) => element("span", {
     class: "token", role: "option", id: "token-" + index, tabindex: "-1", "aria-selected": "false",
     "aria-label": `token ${index + 1}, ${plain(token.t)}, ${percent(last(token)[PROB])}`,
@@ -329,7 +329,7 @@ if (trace.choices.length > 1) {
 const first = trace.choices.findIndex(one => one.tokens.length);
 if (first >= 0) open(first);
 else {
-  $("prompt").replaceChildren(...trace.prompt.flatMap(number => pieces(textOf(number), true)));
+  $("prompt").replaceChildren(...pieces(trace.prompt, true));
   about();
   $("panel").append(element("p", {}, "No token was drawn."));
 }

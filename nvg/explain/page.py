@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,16 @@ def make_page(trace: Trace) -> str:
     for mark, text in parts.items():
         page = page.replace(mark, text)
     return page.replace("@DATA@", data)  # last: it may have any of the marks in it
+
+
+def may_replace(path: str) -> bool:
+    """Whether nothing is lost where a page is written to `path`: there is no such file, or it is empty, a page of ours,
+    or no regular file."""
+    if not os.path.isfile(path):
+        return True
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    return not head or b"<title>nvg explain</title>" in head
 
 
 def _hash(text: str) -> str:
@@ -50,7 +62,6 @@ class _Texts:
 def _data(trace: Trace) -> dict[str, Any]:
     """What page.js reads: short, because a page may have thousands of tokens."""
     header, texts = trace.header, _Texts()
-    prompt = [texts.number(*one) for one in zip(header["prompt_token_ids"], header["prompt_texts"], strict=True)]
     choices = [
         {
             "choice": choice,
@@ -67,10 +78,22 @@ def _data(trace: Trace) -> dict[str, Any]:
             {"name": stage["name"], "origin": stage["origin"], "options": _options(stage.get("options"))}
             for stage in header["chain"]
         ],
-        "prompt": prompt,
+        "prompt": _joined(header["prompt_texts"]),
         "choices": choices,
         "texts": texts.listed,
     }
+
+
+def _joined(texts: list[str]) -> str:
+    """Tokens' texts one after the other, with the characters whose bytes are spread over several of them."""
+
+    def decoded(run: re.Match[str]) -> str:
+        try:
+            return bytes.fromhex(run[0].replace("\\x", "")).decode()
+        except UnicodeDecodeError:
+            return run[0]
+
+    return re.sub(r"(?:\\x[89a-f][0-9a-f])+", decoded, "".join(texts))
 
 
 def _options(options: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvg.errors import EngineError, SamplerError, cause
+from nvg.errors import EngineError, SamplerError, fault
 from nvg.runtime.compile_cache import CompileStep
 from nvg.sampling import edit, logprobs, random, select, spread
 from nvg.sampling.contract import Logits, SamplerRequest, TokenIds
@@ -169,10 +169,10 @@ class Chain:
                 with clock:
                     returned = sampler.apply(candidates, shown_ids, state)
             except _faults() as error:
-                raise SamplerError(_at(stage, f"raised {cause(error)}", step)) from error
+                raise SamplerError(_at(stage, f"raised {fault(error)}", step)) from error
             if returned is not None:
-                fault = f"returned a {type(returned).__name__}; apply edits logits in place and returns None"
-                raise SamplerError(_at(stage, fault, step))
+                wrong = f"returned a {type(returned).__name__}; apply edits logits in place and returns None"
+                raise SamplerError(_at(stage, wrong, step))
             if removed is not None:
                 np.copyto(candidates, -np.inf, where=removed)  # what one stage removed, no later one brings back
             num_left = self._count(candidates, token_ids)
@@ -236,7 +236,7 @@ class Chain:
                 with clock:
                     sampler.accept(token_id, logprob)
             except _faults() as error:
-                raise SamplerError(_at(stage, f"raised in accept {cause(error)}", step)) from error
+                raise SamplerError(_at(stage, f"raised in accept {fault(error)}", step)) from error
 
 
 class _Started(NamedTuple):
@@ -257,7 +257,7 @@ def _started(stage: Stage, request: SamplerRequest, clock: StageTime) -> _Starte
         accepts = getattr(sampler, "accept", None) is not None
         needs_vocab = bool(getattr(spec, "needs_vocab", False) or getattr(sampler, "needs_vocab", False))
     except _faults() as error:
-        raise SamplerError(f"{stage.title} raised in start {cause(error)}") from error
+        raise SamplerError(f"{stage.title} raised in start {fault(error)}") from error
     if not works:
         raise SamplerError(f"{stage.title} returned a {type(sampler).__name__} from start, which has no method apply")
     return _Started(sampler, accepts, needs_vocab)
@@ -284,5 +284,5 @@ def _read_only(token_ids: TokenIds) -> TokenIds:
     return view
 
 
-def _at(stage: Stage, fault: str, step: int) -> str:
-    return f"{stage.title} {fault}, at output token {step}"
+def _at(stage: Stage, wrong: str, step: int) -> str:
+    return f"{stage.title} {wrong}, at output token {step}"

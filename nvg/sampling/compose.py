@@ -9,7 +9,7 @@ from typing import Any
 
 from nvg.errors import ParameterError
 from nvg.params import SamplingParams
-from nvg.plugins import is_sampler, registry, sampler_entry, unknown_name
+from nvg.plugins import Entry, is_sampler, registry, sampler_entry, unknown_name
 from nvg.sampling.chain import Stage
 from nvg.sampling.options import make_spec, options_of, parse_option
 
@@ -40,27 +40,41 @@ _ORDER = (
 )
 
 
-def resolve(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[str] = ()) -> tuple[Stage, ...]:
+@dataclass(frozen=True)
+class OptionText:
+    """A text "name=value" or "sampler.name=value" of the command line."""
+
+    text: str
+    stage: int | None = None
+    """The index of the stage that it is written after, which it is for if that has such an option."""
+
+
+def resolve(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[Any] = ()) -> tuple[Stage, ...]:
     """The stages of a request's chain.
 
     params: its `sampler`, or `base` where that is None, with its shortcuts set in their stages, or inserted where
-    there is no `sampler`. options: texts "name=value", which must fit exactly one stage, or "sampler.name=value".
+    there is no `sampler`. options: `OptionText`s, or texts "name=value", which must fit exactly one stage, or
+    "sampler.name=value". The default chain, and stages that shortcuts insert, are nvg's own samplers, even where a
+    plugin claims their names.
 
     Raises ParameterError (UnknownNameError for a name that does not exist) or PluginError.
     """
-    drafts = [_draft(item) for item in _items(base if params.sampler is None else params.sampler)]
+    if params.sampler is None and base is DEFAULT_CHAIN:
+        drafts = [_named(name, values, registry().samplers.built_in(name)) for name, values in base]
+    else:
+        drafts = [_draft(item) for item in _items(base if params.sampler is None else params.sampler)]
     for shortcut, (sampler, option) in SHORTCUTS.items():
         value = getattr(params, shortcut)
         if value is not None:
             draft = _stage_for(drafts, shortcut, value, sampler, insert=params.sampler is None)
             draft.values[option] = value
             draft.shortcuts[option] = shortcut
-    for text in options:
-        _set_option(drafts, text)
+    for option in options:
+        _set_option(drafts, option if isinstance(option, OptionText) else OptionText(option))
     return tuple(draft.build() for draft in drafts)
 
 
-def compose(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[str] = ()) -> SamplingParams:
+def compose(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[Any] = ()) -> SamplingParams:
     """`params` with `resolve`'s stages as its `sampler`, and the shortcuts, which are in them, unset."""
     stages = resolve(params, base, options)
     unset: dict[str, Any] = dict.fromkeys(SHORTCUTS)
@@ -89,6 +103,8 @@ class _Draft:
     values: dict[str, Any] = field(default_factory=dict)
     shortcuts: dict[str, str] = field(default_factory=dict)
     """Option -> the shortcut that set it."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Option -> the text that set it."""
     spec: Any = None
     """The user's own object, to which `values` apply; None for a stage given by name."""
 
@@ -146,8 +162,8 @@ def _draft(item: Any) -> _Draft:
     raise _bad_item(item)
 
 
-def _named(name: str, options: Mapping[str, Any]) -> _Draft:
-    entry = sampler_entry(name)
+def _named(name: str, options: Mapping[str, Any], entry: Entry | None = None) -> _Draft:
+    entry = entry or sampler_entry(name)
     return _Draft(entry.name, entry.origin, entry.load(), dict(options))
 
 
@@ -160,7 +176,8 @@ def _bad_item(item: Any) -> ParameterError:
 
 def _stage_for(drafts: list[_Draft], shortcut: str, value: float, sampler: str, *, insert: bool) -> _Draft:
     """The stage that a shortcut sets, inserted in canonical order where that is allowed."""
-    spec_class = registry().samplers.load(sampler)
+    entry = registry().samplers.built_in(sampler)
+    spec_class = entry.load()
     found = [draft for draft in drafts if draft.spec_class is spec_class]
     if len(found) == 1:
         return found[0]
@@ -174,15 +191,16 @@ def _stage_for(drafts: list[_Draft], shortcut: str, value: float, sampler: str, 
             f"{shortcut} is {value!r}, but the chain ({chain}) has no {sampler!r} stage to set; "
             f"add {sampler!r} to it, or leave {shortcut} out"
         )
-    draft = _named(sampler, {})
+    draft = _named(sampler, {}, entry)
     rank = _ORDER.index(sampler)
     later = (i for i, other in enumerate(drafts) if other.name in _ORDER and _ORDER.index(other.name) > rank)
     drafts.insert(next(later, len(drafts)), draft)
     return draft
 
 
-def _set_option(drafts: list[_Draft], text: str) -> None:
+def _set_option(drafts: list[_Draft], option: OptionText) -> None:
     """Apply one "name=value" or "sampler.name=value"."""
+    text = option.text
     key, equals, value = text.partition("=")
     sampler, _, name = key.strip().rpartition(".")
     if not equals or not name:
@@ -196,9 +214,17 @@ def _set_option(drafts: list[_Draft], text: str) -> None:
         if not found:
             known = {f"{draft.name}.{option}" for draft in drafts for option in draft.option_names()}
             raise unknown_name("option of this chain", name, known)
+    if option.stage is not None and any(draft is drafts[option.stage] for draft in found):
+        found = [drafts[option.stage]]
     if len(found) > 1:
         places = ", ".join(f"{draft.name}.{name}" for draft in found)
-        raise ParameterError(f"option {text!r} fits {len(found)} stages ({places}); write which, as SAMPLER.NAME=VALUE")
+        way_out = "write -o after the --sampler that is meant"
+        if len({draft.name for draft in found}) == len(found):
+            way_out = "write which, as SAMPLER.NAME=VALUE"
+        raise ParameterError(f"option {text!r} fits {len(found)} stages ({places}); {way_out}")
+    if (other := found[0].texts.get(name)) is not None:
+        raise ParameterError(f"option {text!r} and option {other!r} set the same, {found[0].name}.{name}; give one")
+    found[0].texts[name] = text
     if shortcut := found[0].shortcuts.get(name):
         raise ParameterError(
             f"{shortcut} and the option {text!r} set the same, {found[0].name}.{name}; give one of them"

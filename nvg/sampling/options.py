@@ -12,7 +12,8 @@ class docstring that begins with the field's name and a colon:
         a: float = 0.2
 
 Types are int, float, bool, str, None, `Literal`, unions of these, `tuple[X, ...]` and `Mapping[X, Y]`. On the command
-line and in files the last two are JSON; a text that does not begin with "[" is a list of one item.
+line and in files the last two are JSON, where a float may also be inf, -inf and "-inf". A text that does not begin with
+"[" is a list of the texts between its commas; for a list of lists it is one item.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ REQUIRED = dataclasses.MISSING
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
+# A text of JSON, which stays as it is, or a bare inf or -inf.
+_INFINITE = re.compile(r'("(?:[^"\\]|\\.)*")|(-?)\binf\b')
 
 
 @dataclass(frozen=True)
@@ -224,9 +227,13 @@ def _parse(kind: Any, text: str) -> Any:
             if str(value) == text:
                 return value
     if _item_type(kind) and not text.lstrip().startswith("["):
-        return (_parse(_item_type(kind)[0], text),)
+        (item_type,) = _item_type(kind)
+        parts = [text] if _item_type(item_type) else text.split(",")
+        if not all(parts):
+            raise ValueError(text)
+        return tuple(_parse(item_type, part) for part in parts)
     if _item_type(kind) or _map_types(kind):
-        return _convert(kind, json.loads(text))
+        return _convert(kind, json.loads(_INFINITE.sub(lambda found: found[1] or f"{found[2]}Infinity", text)))
     raise ValueError(text)
 
 
@@ -241,6 +248,8 @@ def _convert(kind: Any, value: Any) -> Any:
         key_type, value_type = _map_types(kind)
         if isinstance(value, Mapping):
             return {_convert_key(key_type, key): _convert(value_type, item) for key, item in value.items()}
+    elif kind is float and isinstance(value, str) and value in ("inf", "-inf"):
+        return float(value)
     elif kind is bool or kind is str or kind is type(None):
         if isinstance(value, kind):
             return value

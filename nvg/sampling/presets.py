@@ -79,6 +79,7 @@ _BUILT_IN = (
     ("even", "Keeps the surprise of the text near 5 bits a token.", (("mirostat2", {"tau": 5.0, "eta": 0.1}),)),
     ("greedy", "Always the most probable token.", ("greedy",)),
 )
+_BUILT_IN_NAMES = tuple(name for name, *_ in _BUILT_IN)
 
 
 def config_root() -> Path:
@@ -94,7 +95,18 @@ def config_root() -> Path:
 
 def preset_names() -> list[str]:
     """All names: the built-in ones, then one's own, sorted."""
-    return [name for name, *_ in _BUILT_IN] + sorted(_own())
+    return [*_BUILT_IN_NAMES, *sorted(_own())]
+
+
+def preset_warnings() -> list[str]:
+    """A line for each file among one's own presets that no name leads to."""
+    lines = []
+    for path in sorted((config_root() / "presets").glob("*.toml")):
+        if path.stem in _BUILT_IN_NAMES:
+            lines.append(f"preset file {str(path)!r} has a built-in preset's name, and is left out; rename it")
+        elif not _NAME.fullmatch(path.stem):
+            lines.append(f"preset file {str(path)!r} is left out: a name is letters, digits, '-' and '_'; rename it")
+    return lines
 
 
 def find_preset(name: str) -> Preset:
@@ -120,7 +132,7 @@ def save_preset(name: str, description: str, stages: Sequence[Stage], *, replace
     """
     if not _NAME.fullmatch(name):
         raise ParameterError(f"preset name {name!r} is not letters, digits, '-' and '_'")
-    if any(name == built_in for built_in, *_ in _BUILT_IN):
+    if name in _BUILT_IN_NAMES:
         raise ParameterError(f"preset {name!r} is built in; choose another name")
     path = config_root() / "presets" / f"{name}.toml"
     if path.exists() and not replace:
@@ -158,7 +170,8 @@ def to_toml(description: str, stages: Sequence[Stage]) -> str:
 
 
 def _own() -> dict[str, Path]:
-    return {path.stem: path for path in (config_root() / "presets").glob("*.toml") if _NAME.fullmatch(path.stem)}
+    found = (config_root() / "presets").glob("*.toml")
+    return {path.stem: path for path in found if _NAME.fullmatch(path.stem) and path.stem not in _BUILT_IN_NAMES}
 
 
 def _read(path: Path) -> Preset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,14 @@ def softmax(logits: npt.NDArray[Any]) -> Float64:
     return weights
 
 
-def check_draws(entry: Entry, spec: Any, formula: Callable[[Float64], Float64] | None) -> str:
+class Draws(NamedTuple):
+    """What was seen of them, and whether the sampler changed any row."""
+
+    detail: str
+    changed: bool
+
+
+def check_draws(entry: Entry, spec: Any, formula: Callable[[Float64], Float64] | None) -> Draws:
     """Pearson's chi-square test of first tokens, drawn with as many seeds, against the formula's probabilities, or
     against what the sampler itself leaves for these seeds."""
     tokenizer = BytesTokenizer()
@@ -38,12 +45,14 @@ def check_draws(entry: Entry, spec: Any, formula: Callable[[Float64], Float64] |
     stage, request = Stage(entry.name, spec, entry.origin), request_for(tokenizer)
     num_draws = _NUM_DRAWS_OF_STARTED if hasattr(spec, "start") else _NUM_DRAWS
     counts, expected = np.zeros(size), np.zeros(size)
-    drawing = True
+    drawing, changed = True, False
     own: Float64 = np.zeros(size)
     for seed in range(num_draws):
         chain = Chain([stage], request, seed)
-        token_id, _ = chain.sample(row.logits.copy(), request.prompt_token_ids, np.empty(0, np.int32))
+        logits = row.logits.copy()
+        token_id, _ = chain.sample(logits, request.prompt_token_ids, np.empty(0, np.int32))
         counts[token_id] += 1
+        changed = changed or not np.array_equal(logits, row.logits)
         if drawing and formula is None:
             run = SequenceRun(spec, tokenizer, seed)
             own = softmax(run.apply(row))
@@ -63,7 +72,7 @@ def check_draws(entry: Entry, spec: Any, formula: Callable[[Float64], Float64] |
             f"{num_draws} draws have a chi-square of {statistic:.0f} against {_source(formula, len(PROMPT))}; at most "
             f"{bound:.0f} is expected, once in three million"
         )
-    return f"{num_draws} draws, chi-square {statistic:.0f} (bound {bound:.0f})"
+    return Draws(f"{num_draws} draws, chi-square {statistic:.0f} (bound {bound:.0f})", changed)
 
 
 def chi_square(counts: Float64, expected: Float64) -> tuple[float, float]:

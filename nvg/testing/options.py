@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from nvg.errors import NvgError, cause
+from nvg.errors import NvgError, cause, fault
 from nvg.plugins import Entry
 from nvg.sampling.options import Option, make_spec, options_of, summary
 from nvg.testing.results import ViolationError
@@ -35,9 +35,12 @@ def check_options(entry: Entry, options: Mapping[str, Any]) -> str:
                 f"option {option.name} is not explained; write a line in the class docstring, "
                 f'"{option.name}: what it is; its range; what turns it off"'
             )
-        if float in option.types:
+        values = _values(option)
+        if float in option.types and hasattr(spec_class, "__post_init__"):
             _must_refuse(entry, options, option, math.nan)
-        for value in _values(option):
+        elif float in option.types:  # it states no range: NaN may do no harm, as in `state.uniform() < self.chance`
+            values.append(math.nan)
+        for value in values:
             if _is_refused(entry, {**options, option.name: value}, option, value):
                 num_refused += 1
             else:
@@ -95,4 +98,4 @@ def _must_work(entry: Entry, options: Mapping[str, Any], what: str) -> None:
     except (ViolationError, NvgError) as error:
         raise ViolationError(f"with {what}, {error}; or refuse the value") from None
     except Exception as error:
-        raise ViolationError(f"with {what}, it raised {type(error).__name__}: {error}; or refuse the value") from None
+        raise ViolationError(f"with {what}, it raised {fault(error)}; or refuse the value") from None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from nvg.errors import NvgError, cause
+from nvg.errors import NvgError, fault
 from nvg.plugins import FOREIGN_FAULTS
 
 _Subject = TypeVar("_Subject")
@@ -43,20 +44,41 @@ def run_check(name: str, check: Check[_Subject], subject: _Subject) -> Result:
     except Skipped as reason:
         return Result(name, "skipped", str(reason))
     except (ViolationError, NvgError) as error:
+        if error.__cause__ is not None:
+            fault(error.__cause__)  # for its traceback
         return Result(name, "failed", " ".join(str(error).split()))
     except FOREIGN_FAULTS as error:
-        return Result(name, "failed", f"it raised {cause(error)}")
+        return Result(name, "failed", f"it raised {fault(error)}")
 
 
-def run_checks(checks: Mapping[str, Check[_Subject]], subject: _Subject) -> list[Result]:
-    """Run all checks in order; the others are skipped where the first, that there is something to check, fails."""
+def run_checks(
+    checks: Mapping[str, Check[_Subject]], subject: _Subject, limit_s: float | None = None
+) -> Iterator[Result]:
+    """Run all checks in order; the others are skipped where the first, that there is something to check, fails.
+
+    limit_s: a check that takes longer fails; it is left behind in its thread, and the others are skipped.
+    """
+    why_not = ""
+    for number, (name, check) in enumerate(checks.items()):
+        if why_not:
+            yield Result(name, "skipped", why_not)
+            continue
+        result = run_check(name, check, subject) if limit_s is None else _run_limited(name, check, subject, limit_s)
+        if result is None:
+            result = Result(name, "failed", f"it has not returned for {limit_s:g} s; look for a loop without an end")
+            why_not = f"{name} has not returned"
+        elif number == 0 and result.status == "failed":
+            why_not = f"{name} failed"
+        yield result
+
+
+def _run_limited(name: str, check: Check[_Subject], subject: _Subject, limit_s: float) -> Result | None:
+    """As `run_check`; None if it takes longer."""
     results: list[Result] = []
-    for name, check in checks.items():
-        if results and results[0].status == "failed":
-            results.append(Result(name, "skipped", f"{results[0].check} failed"))
-        else:
-            results.append(run_check(name, check, subject))
-    return results
+    thread = threading.Thread(target=lambda: results.append(run_check(name, check, subject)), daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return results[0] if results else None
 
 
 def require(title: str, results: list[Result]) -> None:

@@ -94,7 +94,7 @@ def sampler_results(
     max_us: float | None = None,
 ) -> list[Result]:
     """Run all checks. See `nvg.testing.check_sampler` for the arguments."""
-    return run_checks(SAMPLER_CHECKS, subject_of(sampler, options=options or {}, formula=formula, max_us=max_us))
+    return list(run_checks(SAMPLER_CHECKS, subject_of(sampler, options=options or {}, formula=formula, max_us=max_us)))
 
 
 def _spec(subject: Subject) -> str:
@@ -222,6 +222,13 @@ def _formula(subject: Subject) -> str:
     return "the probabilities are the formula's"
 
 
+def _draws(subject: Subject) -> str:
+    seen = check_draws(subject.entry, subject.spec(), subject.formula)
+    if seen.changed or any(not np.array_equal(subject.apply(row), row.logits) for row in whole_rows(_SIZE)):
+        return seen.detail
+    return f"{seen.detail}; but it changed no row: give it options (-o) with which it does something"
+
+
 def _speed(subject: Subject) -> str:
     size = WideTokenizer.vocab_size
     whole = Row("usual logits", random_row(size), np.arange(size, dtype=np.int32))
@@ -275,6 +282,6 @@ SAMPLER_CHECKS: Mapping[str, Check[Subject]] = {
     "determinism": _determinism,
     "independence": _independence,
     "formula": _formula,
-    "draws": lambda subject: check_draws(subject.entry, subject.spec(), subject.formula),
+    "draws": _draws,
     "speed": _speed,
 }

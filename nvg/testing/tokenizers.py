@@ -63,7 +63,7 @@ def tokenizer_results(
     tokenizer: Any, directory: str | os.PathLike[str] | None = None, *, lossless: bool = True
 ) -> list[Result]:
     """Run all checks. See `nvg.testing.check_tokenizer` for the arguments."""
-    return run_checks(TOKENIZER_CHECKS, TokenizerSubject(tokenizer, directory, lossless))
+    return list(run_checks(TOKENIZER_CHECKS, TokenizerSubject(tokenizer, directory, lossless)))
 
 
 def _members(subject: TokenizerSubject) -> str:

@@ -55,13 +55,20 @@ def check_form(spec):
     for _ in range(_FIRST_BYTES):
         mask = b"" if matcher.is_error() else matcher.compute_bitmask()
         if matcher.is_error():
-            raise ValueError(f"{kind} can't be used: {' '.join(matcher.get_error().split())[:300]}")
+            raise ValueError(f"{kind} can't be used: {reason(matcher.get_error())}")
         if matcher.is_accepting():
             return
         allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little"))
         if not allowed.size:
             raise ValueError(f"{kind} can't be used: no text has this form")
         matcher.consume_token(int(allowed[0]))
+
+
+def reason(message):
+    """An error of llguidance in one line; it has names for some."""
+    if message.startswith("NoExtensionBias"):
+        return "no text has this form"
+    return " ".join(message.split())[:300]
 
 
 def grammar_of(spec):

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from nvg_grammar.forms import LIMITS, grammar_of
+from nvg_grammar.forms import LIMITS, grammar_of, reason
 
 _WORDS = "[a-z]{1,10}"
 """Tokens that are looked at together where a form has words; llguidance's own groups are those of JSON's strings."""
@@ -75,7 +75,7 @@ def matcher_for(spec, tokenizer, vocab_size, eos_token_ids):
 def _matcher(spec, key):
     matcher = LLMatcher(_ll_tokenizer(key), grammar_of(spec), log_level=0, limits=LIMITS)
     if matcher.is_error():
-        raise ValueError(f"the form can't be used: {' '.join(matcher.get_error().split())[:300]}")
+        raise ValueError(f"the form can't be used: {reason(matcher.get_error())}")
     return matcher
 
 

@@ -239,7 +239,9 @@ def test_min_tokens_against_a_whole_text():
     chain = Chain([Stage("grammar", Grammar(choice="a"), "here")], request, 0)
     output = np.empty(0, np.int32)
     token_id, _ = chain.sample(np.zeros(257, np.float32), request.prompt_token_ids, output, banned=[256])
-    with pytest.raises(SamplerError, match=r"or lower min_tokens \(5\): the text is whole, at output token 1"):
+    with pytest.raises(
+        SamplerError, match=r"or lower min_tokens \(5\): the text is whole \(sampler.py, line \d+\), at output token 1"
+    ):
         chain.sample(np.zeros(257, np.float32), request.prompt_token_ids, np.array([token_id], np.int32), banned=[256])
 
 
@@ -271,11 +273,13 @@ def test_a_tokenizer_without_end_of_text():
         ({"regex": ""}, "regex is empty"),
         ({"regex": "(?=a)b"}, "regex can't be used: "),
         ({"regex": r"(a)\1"}, "regex can't be used: "),
-        ({"regex": r"[^\s\S]"}, "regex can't be used: "),
+        ({"regex": r"[^\s\S]"}, "regex can't be used: no text has this form"),
+        ({"schema": '{"$ref": "#"}'}, "schema can't be used: no text has this form"),
         ({"regex": r"abc[^\s\S]"}, "regex can't be used: "),
         ({"choice": "a,,b"}, "choice is 'a,,b': one of the texts is empty"),
         ({"lark": "start: nothing"}, "lark can't be used: "),
         ({"lark": "start: start"}, "lark can't be used: "),
+        ({"lark": 'start: start "a"'}, "lark can't be used: no text has this form"),
         ({"lark": 'start: "a" start'}, "lark can't be used: "),
         ({"lark": 'start: "x" y\ny: z\nz: y "b"'}, "lark can't be used: "),
         (
