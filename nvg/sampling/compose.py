@@ -60,9 +60,14 @@ def resolve(params: SamplingParams, base: Sequence[Any] = (), options: Sequence[
     Raises ParameterError (UnknownNameError for a name that does not exist) or PluginError.
     """
     if params.sampler is None and base is DEFAULT_CHAIN:
-        drafts = [_named(name, values, registry().samplers.built_in(name)) for name, values in base]
+        drafts = [_own(*item) for item in base]
     else:
         drafts = [_draft(item) for item in _items(base if params.sampler is None else params.sampler)]
+    return _stages(drafts, params, options)
+
+
+def _stages(drafts: list[_Draft], params: SamplingParams, options: Sequence[Any]) -> tuple[Stage, ...]:
+    """The drafts with shortcuts and options set, or inserted."""
     for shortcut, (sampler, option) in SHORTCUTS.items():
         value = getattr(params, shortcut)
         if value is not None:
@@ -90,7 +95,8 @@ def own_chain(
     Raises ParameterError, PluginError.
     """
     items = sorted([*base, *stages], key=lambda item: _ORDER.index(item[0]))
-    return resolve(SamplingParams(**{name: value for name, value in params.items() if name in SHORTCUTS}), items)
+    shortcuts = SamplingParams(**{name: value for name, value in params.items() if name in SHORTCUTS})
+    return _stages([_own(*item) for item in items], shortcuts, ())
 
 
 @dataclass
@@ -160,6 +166,11 @@ def _draft(item: Any) -> _Draft:
             return _Draft(type(item).__name__, type(item).__module__, type(item), spec=item)
         return _Draft(entry.name, entry.origin, type(item), spec=item)
     raise _bad_item(item)
+
+
+def _own(name: str, options: Mapping[str, Any]) -> _Draft:
+    """A stage of nvg's own sampler, whoever else claims the name."""
+    return _named(name, options, registry().samplers.built_in(name))
 
 
 def _named(name: str, options: Mapping[str, Any], entry: Entry | None = None) -> _Draft:
