@@ -172,7 +172,7 @@ class TestNoProcess:
 
 def test_it_ends_with_the_process_that_asked_in_the_middle_of_compiling(store, started):
     process = compile_helper._start()
-    compile_helper._send(process, sys.path)
+    compile_helper._send(process, compile_helper._places())
     compile_helper._send(process, store_key())
     assert process.stdout.readline() == READY
     compile_helper._send(process, Request("nvg.model.runner", ["int8", None], "forward_int8_bfloat16"))

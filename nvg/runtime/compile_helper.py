@@ -129,8 +129,7 @@ def _serve(process: Any, work: Work) -> None:
     """Hand out steps until there are none, or the process fails."""
     step = None
     with contextlib.suppress(Exception):  # whatever it was, this process does the rest
-        roots = [str(Path(str(module.__file__)).parents[1]) for module in (nvg, numba, llvmlite, np)]
-        _send(process, [*(place for place in sys.path if isinstance(place, str)), *roots])
+        _send(process, _places())
         _send(process, store_key())
         while process.stdout.readline() == READY:
             step = work.take(elsewhere=True)
@@ -140,6 +139,12 @@ def _serve(process: Any, work: Work) -> None:
             _send(process, Request(*step.source, step.name))
     if step is not None:
         work.give_back(step)
+
+
+def _places() -> list[str]:
+    """Where the process finds modules: as this one, and what this one found by other means."""
+    roots = [str(Path(str(module.__file__)).parents[1]) for module in (nvg, numba, llvmlite, np)]
+    return [*(place for place in sys.path if isinstance(place, str)), *roots]
 
 
 def _send(process: Any, message: object) -> None:
