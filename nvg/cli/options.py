@@ -245,7 +245,8 @@ class SamplingCommand(click.Command):
             _, _, given = self.make_parser(ctx).parse_args(args=list(args))
         names = [param.name for param in given]
         for param in given:
-            if param.name in ("preset", *SHORTCUTS) and names.count(param.name) > 1:
+            twice = names.count(param.name) > 1 and param.name in ("preset", *SHORTCUTS)
+            if twice and not ctx.resilient_parsing:
                 raise click.UsageError(f"{param.opts[0]} is given {names.count(param.name)} times; give it once", ctx)
         ctx.meta[_PLACES] = [
             names[:place].count("samplers") - 1 if "samplers" in names[:place] else None

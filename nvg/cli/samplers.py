@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ import click
 from nvg.cli import options, say
 from nvg.cli.table import first_sentence, print_table
 
-# "(Holtzman et al. 2019, https://...)", which only the sampler's own page has room for.
+# "(Holtzman et al. 2019, https://...)", which a terminal has no room for.
 _SOURCE = re.compile(r"\s*\([^()]*(?:https?://|\.py\b|\b(?:19|20)\d\d\b)[^()]*\)")
 
 
@@ -78,7 +79,8 @@ def _list() -> None:
             shown = ", ".join(
                 o.name if o.default is REQUIRED else f"{o.name}={_shown(o.default)}" for o in options_of(spec_class)
             )
-            what = _SOURCE.sub("", first_sentence(summary(spec_class)))
+            what = first_sentence(summary(spec_class))
+            what = _SOURCE.sub("", what) if sys.stdout.isatty() else what
             rows.append((entry.name, shown, what, entry.origin))
         except PluginError as error:
             say(f"warning: {error}")
