@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 from fakes import LetterTokenizer, TableRunner, cycle
@@ -10,6 +11,7 @@ from nvg import LLM, AsyncLLM, EngineConfig, SamplingParams
 from nvg.errors import EngineError, ParameterError, cause
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4)
+ONE = SamplingParams(temperature=0, max_tokens=1)
 ENDLESS = SamplingParams(temperature=0, max_tokens=10**6, on_full="slide")
 WAIT_S = 60
 
@@ -150,31 +152,40 @@ def test_a_step_inside_of_a_step_is_refused(llm):
 
 @pytest.mark.parametrize("close", [False, True])
 def test_two_threads_that_share_a_stream_both_end(llm, close):
-    stream = llm.stream("a", ENDLESS if close else GREEDY)
+    hold = llm._engine.runner.hold
+    hold.clear()
+    stream = llm.stream("a", ENDLESS if close else ONE)
     taken = [[], []]
     threads = [threading.Thread(target=lambda one=one: one.extend(stream), daemon=True) for one in taken]
     for thread in threads:
         thread.start()
+    time.sleep(0.05)  # both wait, for what one of them gets
     if close:
         stream.close()
+    hold.set()
     for thread in threads:
         thread.join(WAIT_S)
         assert not thread.is_alive()
     if not close:
-        assert len(taken[0]) + len(taken[1]) == 4
+        assert len(taken[0]) + len(taken[1]) == 1
     assert list(stream) == []
 
 
 def test_two_tasks_that_share_a_stream_both_end(llm):
     async def main():
-        stream = AsyncLLM.from_llm(llm).stream("a", GREEDY)
+        hold = llm._engine.runner.hold
+        hold.clear()
+        stream = AsyncLLM.from_llm(llm).stream("a", ONE)
 
         async def take():
             return [piece async for piece in stream]
 
-        return await asyncio.wait_for(asyncio.gather(take(), take()), WAIT_S)
+        tasks = [asyncio.create_task(take()) for _ in range(2)]
+        await asyncio.sleep(0)  # both wait, for what one of them gets
+        hold.set()
+        return await asyncio.wait_for(asyncio.gather(*tasks), WAIT_S)
 
-    assert sum(map(len, asyncio.run(main()))) == 4
+    assert sum(map(len, asyncio.run(main()))) == 1
 
 
 def test_a_stream_in_a_with_ends_with_it(llm):
