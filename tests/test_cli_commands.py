@@ -94,7 +94,7 @@ def test_samplers():
     assert lines[0].split() == ["NAME", "OPTIONS", "WHAT", "IT", "DOES", "FROM"]
     (topp,) = (line for line in lines if line.startswith("topp "))
     assert topp.split()[1] == "p=0.9"
-    assert "Nucleus sampling: keep the smallest set of most probable tokens" in topp
+    assert "Nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751): keep the smallest set" in topp
     assert topp.endswith("  nvg (built in)")
     (temperature,) = (line for line in lines if line.startswith("temperature "))
     assert temperature.split()[1] == "t=1.0"
