@@ -136,20 +136,20 @@ class OfLlamaCpp:
     """A sampler of llama.cpp applied to a row of candidates."""
 
     def __init__(self, library):
-        self.library = library
+        self.llama = library
 
     def __call__(self, sampler, row, text=()):
         for token_id in text:
-            self.library.llama_sampler_accept(sampler, token_id)
-        data = (self.library.llama_token_data * row.size)()
+            self.llama.llama_sampler_accept(sampler, token_id)
+        data = (self.llama.llama_token_data * row.size)()
         fields = np.frombuffer(data, np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)]))
         fields["id"], fields["logit"] = np.arange(row.size), row
-        candidates = self.library.llama_token_data_array(data, row.size, -1, False)
-        self.library.llama_sampler_apply(sampler, ctypes.byref(candidates))
+        candidates = self.llama.llama_token_data_array(data, row.size, -1, False)
+        self.llama.llama_sampler_apply(sampler, ctypes.byref(candidates))
         after = np.full(row.size, -np.inf, np.float32)
         for i in range(candidates.size):
             after[candidates.data[i].id] = candidates.data[i].logit
-        self.library.llama_sampler_free(sampler)
+        self.llama.llama_sampler_free(sampler)
         return after
 
 
@@ -176,7 +176,7 @@ LLAMA_CPP = [
 
 @pytest.mark.parametrize(("name", "arguments", "spec"), LLAMA_CPP)
 def test_llama_cpp_s_samplers(name, arguments, spec, of_llama_cpp):
-    make = getattr(of_llama_cpp.library, f"llama_sampler_init_{name}")
+    make = getattr(of_llama_cpp.llama, f"llama_sampler_init_{name}")
     for row in rows(6, bottom=-80.0):  # it has no -inf among its candidates
         if row.size > 1:
             ours = left(spec, row, State(numbers=[0.5]))
@@ -184,7 +184,7 @@ def test_llama_cpp_s_samplers(name, arguments, spec, of_llama_cpp):
 
 
 def test_llama_cpp_s_penalties(of_llama_cpp):
-    make = of_llama_cpp.library.llama_sampler_init_penalties
+    make = of_llama_cpp.llama.llama_sampler_init_penalties
     for row, text in itertools.product(list(rows(7, -80.0))[4:8], texts(8, 300)):
         for repetition, presence, frequency, last_n in ((1.3, 0, 0, 64), (0.8, -0.5, 0.3, 20), (1.1, 1.0, 0.1, 500)):
             spec = Penalties(repetition, presence, frequency, last_n)
@@ -194,7 +194,7 @@ def test_llama_cpp_s_penalties(of_llama_cpp):
 
 
 def test_llama_cpp_s_dry(of_llama_cpp):
-    make = of_llama_cpp.library.llama_sampler_init_dry
+    make = of_llama_cpp.llama.llama_sampler_init_dry
     if len(make.argtypes) != 7:
         pytest.skip("written for llama.cpp since b10405")
     words = [f"<{i}>" for i in range(300)]
@@ -215,14 +215,14 @@ def test_llama_cpp_s_mirostats_at_the_first_token(tau, of_llama_cpp):
     for row in rows(9, -80.0):
         if row.size > 2:
             asked = request(row.size)
-            first = of_llama_cpp.library.llama_sampler_init_mirostat(row.size, 1, tau, 0.1, 100)
+            first = of_llama_cpp.llama.llama_sampler_init_mirostat(row.size, 1, tau, 0.1, 100)
             assert_same(left(Mirostat(tau).start(asked), row), of_llama_cpp(first, row))
-            second = of_llama_cpp.library.llama_sampler_init_mirostat_v2(1, tau, 0.1)
+            second = of_llama_cpp.llama.llama_sampler_init_mirostat_v2(1, tau, 0.1)
             assert_same(left(Mirostat2(tau).start(asked), row), of_llama_cpp(second, row))
 
 
 def test_llama_cpp_s_logit_bias(of_llama_cpp):
-    library = of_llama_cpp.library
+    library = of_llama_cpp.llama
     biases = {5: -2.5, 7: 3.0, 40: -100.0}
     array = (library.llama_logit_bias * len(biases))(*(library.llama_logit_bias(*item) for item in biases.items()))
     for row in rows(10, -80.0):
