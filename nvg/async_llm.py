@@ -11,7 +11,7 @@ from typing import Any
 from nvg.engine.sequence import Request
 from nvg.engine.stats import EngineStats
 from nvg.engine.thread import EngineThread
-from nvg.llm import LLM
+from nvg.llm import LLM, RequestStream
 from nvg.params import EngineConfig, Piece, RequestOutput, SamplingParams
 from nvg.prompts import Prompt, given_params
 from nvg.tokenizers.contract import Tokenizer
@@ -113,32 +113,15 @@ class AsyncLLM:
         return self._post
 
 
-class AsyncStream:
+class AsyncStream(RequestStream):
     """An asynchronous iterator over the pieces of one request, for one task or for several that share them.
 
     Closed, or forgotten, before the end it ends the request; an `async with` closes it.
     """
 
     def __init__(self, request: Request, box: asyncio.Queue[Piece | None], thread: EngineThread) -> None:
-        self._request = request
+        super().__init__(request, box.put_nowait, thread)
         self._box = box
-        self._thread = thread
-        self._left = request.params.n
-
-    @property
-    def prompt_token_ids(self) -> list[int]:
-        """The prompt as tokens."""
-        return self._request.prompt_token_ids
-
-    @property
-    def seed(self) -> int:
-        """The request's seed, drawn where none was given."""
-        return self._request.seed
-
-    @property
-    def num_cached_tokens(self) -> int:
-        """Tokens of the prompt that the prefix cache had; known when the first piece is there."""
-        return self._request.num_cached_tokens
 
     def __aiter__(self) -> AsyncIterator[Piece]:
         return self
@@ -147,25 +130,13 @@ class AsyncStream:
         if not self._left:
             raise StopAsyncIteration
         try:
-            piece = await self._box.get()
+            piece = self._took(await self._box.get())
         except BaseException:
             self.close()
             raise
         if piece is None:
-            self._box.put_nowait(None)  # for the next one who waits
             raise StopAsyncIteration
-        if piece.finish_reason is not None and self._left:
-            self._left -= 1
-            if not self._left:
-                self._box.put_nowait(None)
         return piece
-
-    def close(self) -> None:
-        """End the request."""
-        if self._left:
-            self._left = 0
-            self._box.put_nowait(None)
-            self._thread.abort([self._request])
 
     async def aclose(self) -> None:
         """End the request."""
@@ -175,9 +146,6 @@ class AsyncStream:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
 

@@ -282,15 +282,13 @@ def _close_elsewhere(thread: EngineThread) -> None:
     start_new_thread(thread.close, ())  # `threading`'s own locks may be what that one is about to give back
 
 
-class Stream:
-    """An iterator over the pieces of one request, for one consumer or for several that share them.
+class RequestStream:
+    """What streams of one request have in common. The pieces come through a queue, in which None says that there are no
+    more, to each of those who share the stream. put: the queue's, which does not wait."""
 
-    Closed, or forgotten, before the end it ends the request; a `with` closes it.
-    """
-
-    def __init__(self, request: Request, pieces: SimpleQueue[Piece | None], thread: EngineThread) -> None:
+    def __init__(self, request: Request, put: Callable[[Piece | None], None], thread: EngineThread) -> None:
         self._request = request
-        self._pieces = pieces
+        self._put = put
         self._thread = thread
         self._left = request.params.n
 
@@ -309,6 +307,37 @@ class Stream:
         """Tokens of the prompt that the prefix cache had; known when the first piece is there."""
         return self._request.num_cached_tokens
 
+    def _took(self, piece: Piece | None) -> Piece | None:
+        """What came out of the queue; None at the stream's end."""
+        if piece is None:
+            self._put(None)  # for the next one who waits
+        elif piece.finish_reason is not None and self._left:
+            self._left -= 1
+            if not self._left:
+                self._put(None)
+        return piece
+
+    def close(self) -> None:
+        """End the request."""
+        if self._left:
+            self._left = 0
+            self._put(None)
+            self._thread.abort([self._request])
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Stream(RequestStream):
+    """An iterator over the pieces of one request, for one consumer or for several that share them.
+
+    Closed, or forgotten, before the end it ends the request; a `with` closes it.
+    """
+
+    def __init__(self, request: Request, pieces: SimpleQueue[Piece | None], thread: EngineThread) -> None:
+        super().__init__(request, pieces.put, thread)
+        self._pieces = pieces
+
     def __iter__(self) -> Iterator[Piece]:
         return self
 
@@ -316,33 +345,18 @@ class Stream:
         if not self._left:
             raise StopIteration
         try:
-            piece: Piece | None = _get(self._pieces)
+            piece = self._took(_get(self._pieces))
         except BaseException:
             self.close()
             raise
         if piece is None:
-            self._pieces.put(None)  # for the next one who waits
             raise StopIteration
-        if piece.finish_reason is not None and self._left:
-            self._left -= 1
-            if not self._left:
-                self._pieces.put(None)
         return piece
-
-    def close(self) -> None:
-        """End the request."""
-        if self._left:
-            self._left = 0
-            self._pieces.put(None)
-            self._thread.abort([self._request])
 
     def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()
 
 
