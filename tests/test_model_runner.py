@@ -100,6 +100,32 @@ def test_logits_are_those_of_transformers(name, tmp_path):
         runner.close()
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [[], [39], [40, 61], [0, 39, 40, 61], [40], [61, 39, 40], [40, 40], list(range(5, 41))],
+    ids=str,
+)
+def test_rows_that_nobody_wants_change_nothing(runner, rows):
+    """The last layer may leave out what has no logits, but not its keys and values."""
+    lengths, tables = (40, 1, 21), ([4, 2, 7], [3, 8], [6, 1, 5])
+    first = [tokens(n, seed=s) for s, n in enumerate(lengths)]
+    then = [tokens(1 + s, seed=9 + s) for s in range(3)]
+
+    def run(rows):
+        for block in runner._pool:
+            block[:] = 255  # NaN
+        step(runner, [(tokens(5, seed=5), 0, tables[1])])
+        starts = (0, 5, 0)
+        now = step(runner, list(zip(first, starts, tables, strict=True)), rows)
+        ends = [start + n for start, n in zip(starts, lengths, strict=True)]
+        return now, step(runner, list(zip(then, ends, tables, strict=True)))
+
+    everything, after = run(None)
+    some, after_some = run(rows)
+    np.testing.assert_array_equal(some, everything[rows])
+    np.testing.assert_array_equal(after_some, after)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_logits_of_every_combination_of_flags_are_those_of_transformers(activation, tmp_path):
     every, expected = combinations(), combination_logits()

@@ -127,11 +127,11 @@ def _attend_tile(kv_dtype: str) -> Any:
 
 @cache
 def _attend_one(kv_dtype: str) -> Any:
-    """The compiled function that writes the keys and values of a sequence's only token of the step, and its attention,
-    of heads first_head .. end_head, QUERY_ROWS at most.
+    """The compiled function that writes one token's attention, of heads first_head .. end_head, QUERY_ROWS at most, and
+    before that, unless `is_stored`, its keys and values.
 
-    `row` is the token's row of queries, keys and values, all float32; `out` its row of the output. Goes from block to
-    block, and in each from head to head: what lies beside each other is read in one go.
+    `row` is the token's row of queries, keys and values, all float32, or what `store_kv` left of it; `out` its row of
+    the output. Goes from block to block, and in each from head to head: what lies beside each other is read in one go.
     """
     multiply_heads = apart_product(KV_TILES[kv_dtype])
     store_one = store_entry(kv_dtype)
@@ -140,10 +140,11 @@ def _attend_one(kv_dtype: str) -> Any:
     narrow = store_operand("bfloat16")
     narrows = kv_dtype == "bfloat16"
     item, pair, has_scales = KV_ITEM_BYTES[kv_dtype], KV_PAIR[kv_dtype], KV_SCALE_BYTES[kv_dtype] > 0
+    query_item = QUERY_ITEM_BYTES[kv_dtype]
 
     def attend_one(
-        row, position, table, tables, scale, shape, layer, first_head, end_head, pool, scores_at, lds, sums_at, ldv,
-        out,
+        row, is_stored, position, table, tables, scale, shape, layer, first_head, end_head, pool, scores_at, lds,
+        sums_at, ldv, out,
     ):  # fmt: skip
         n_layer, n_head, head_size, block_size = shape
         num_heads, num_keys = end_head - first_head, position + 1
@@ -151,9 +152,10 @@ def _attend_one(kv_dtype: str) -> Any:
         next_keys, next_values, _ = layout(layer, first_head + 1, n_layer, n_head, head_size, block_size)
         key_bytes, value_bytes = next_keys - to_keys, next_values - to_values
         n_embd, panels, slot = n_head * head_size, round32(head_size) // PANEL, position % block_size
-        queries, ldq = row + first_head * head_size * 4, head_size * 4
+        item_now = query_item if is_stored else 4
+        queries, ldq = row + first_head * head_size * item_now, head_size * item_now
         block = pool + np.int64(tables[table + position // block_size]) * block_bytes
-        for i in range(num_heads):
+        for i in range(0 if is_stored else num_heads):
             query = queries + i * ldq
             key, value = query + n_embd * 4, query + 2 * n_embd * 4
             if narrows:  # to the rows of sums, which are not needed yet
@@ -165,7 +167,7 @@ def _attend_one(kv_dtype: str) -> Any:
                 key, value, head_size, block_size, slot, block + to_keys + i * key_bytes,
                 block + to_values + i * value_bytes,
             )  # fmt: skip
-        if narrows:
+        if narrows and not is_stored:
             queries, ldq = sums_at, ldv
         steps = (head_size + pair - 1) // pair
         for first_key in range(0, num_keys, block_size):
@@ -213,37 +215,36 @@ def _attend_one(kv_dtype: str) -> Any:
 
 @cache
 def _attend_ones(kv_dtype: str) -> Any:
-    """The compiled function that does the sequences with one token in this step: each thread has a share of all their
-    heads, as much work as the others'."""
+    """The compiled function that does `tokens` one by one, some that see the keys up to their own: each thread has a
+    share of all their heads, as much work as the others'. Their rows of `out` are in the order of `tokens` if these are
+    `selected` of the step's, else their own."""
     attend_one = _attend_one(kv_dtype)
 
     def attend_ones(
-        qkv, ldq, positions, query_offsets, num_seqs, block_tables, tables_width, scale, shape, layer, pool, scores,
-        lds, sums, ldv, out, ldo, thread, num_threads,
+        qkv, ldq, positions, query_offsets, sequence_of, tokens, selected, block_tables, tables_width, scale, shape,
+        layer, pool, scores, lds, sums, ldv, out, ldo, thread, num_threads,
     ):  # fmt: skip
         n_head = shape[1]
         work = np.int64(0)
-        for s in range(num_seqs):
-            if query_offsets[s + 1] - query_offsets[s] == 1:
-                work += (np.int64(positions[query_offsets[s]]) + _FIXED_WORK) * n_head
+        for i in range(tokens.size):
+            work += (np.int64(positions[tokens[i]]) + _FIXED_WORK) * n_head
         low, high = work * thread // num_threads, work * (thread + 1) // num_threads
-        for s in range(num_seqs):
-            token = np.int64(query_offsets[s])
-            if query_offsets[s + 1] - token > 1:
-                continue
-            position = np.int64(positions[token])
+        for i in range(tokens.size):
+            token = np.int64(tokens[i])
+            position, sequence = np.int64(positions[token]), np.int64(sequence_of[token])
             of_head = position + _FIXED_WORK
             first = min(max((low + of_head - 1) // of_head, 0), n_head)
             end = min((high + of_head - 1) // of_head, n_head)
             low, high = low - of_head * n_head, high - of_head * n_head
             if end <= first:
                 continue
+            is_stored = query_offsets[sequence + 1] - query_offsets[sequence] > 1
             pieces = (end - first + QUERY_ROWS - 1) // QUERY_ROWS
             for piece in range(pieces):
                 attend_one(
-                    qkv + token * ldq, position, s * tables_width, block_tables, scale, shape, layer,
+                    qkv + token * ldq, is_stored, position, sequence * tables_width, block_tables, scale, shape, layer,
                     first + (end - first) * piece // pieces, first + (end - first) * (piece + 1) // pieces, pool,
-                    scores, lds, sums, ldv, out + token * ldo,
+                    scores, lds, sums, ldv, out + (i if selected else token) * ldo,
                 )  # fmt: skip
 
     return njit(attend_ones, name=f"attend_ones_{kv_dtype}")
@@ -251,10 +252,11 @@ def _attend_ones(kv_dtype: str) -> Any:
 
 @cache
 def attend(kv_dtype: str) -> Any:
-    """The compiled function (qkv, ldq, positions, query_offsets, tile_offsets, num_seqs, block_tables, tables_width,
-    scale, shape, layer, pool, scores, lds, sums, ldv, out, ldo, meeting, unit_base, thread, num_threads): out (T, C) =
-    attention of all queries of the step. Of sequences with one token each thread has its share; the others' (sequence,
-    head, tile) units are taken as they come.
+    """The compiled function (qkv, ldq, positions, query_offsets, sequence_of, tile_offsets, num_seqs, ones, selected,
+    block_tables, tables_width, scale, shape, layer, pool, scores, lds, sums, ldv, out, ldo, meeting, unit_base, thread,
+    num_threads): out (T, C) = attention of all queries of the step, or out (len(ones), C) = that of the tokens `ones`
+    alone if `selected`. Of the tokens `ones`, otherwise those that are their sequence's only one, each thread has its
+    share; the others' (sequence, head, tile) units are taken as they come.
 
     qkv: address of rows ldq bytes apart, as `store_kv` left them. scores, sums, out: addresses of float32 rows lds,
     ldv, ldo bytes apart, QUERY_ROWS of scores and SUM_ROWS of sums; the pool is of `kv_dtype`. tile_offsets (S + 1,):
@@ -267,14 +269,17 @@ def attend(kv_dtype: str) -> Any:
     query_item = QUERY_ITEM_BYTES[kv_dtype]
 
     def attend_all(
-        qkv, ldq, positions, query_offsets, tile_offsets, num_seqs, block_tables, tables_width,
-        scale, shape, layer, pool, scores, lds, sums, ldv, out, ldo, meeting, unit_base, thread, num_threads,
+        qkv, ldq, positions, query_offsets, sequence_of, tile_offsets, num_seqs, ones, selected, block_tables,
+        tables_width, scale, shape, layer, pool, scores, lds, sums, ldv, out, ldo, meeting, unit_base, thread,
+        num_threads,
     ):  # fmt: skip
         n_head, head_size = shape[1], shape[2]
         attend_ones(
-            qkv, ldq, positions, query_offsets, num_seqs, block_tables, tables_width, scale, shape, layer, pool, scores,
-            lds, sums, ldv, out, ldo, thread, num_threads,
+            qkv, ldq, positions, query_offsets, sequence_of, ones, selected, block_tables, tables_width, scale, shape,
+            layer, pool, scores, lds, sums, ldv, out, ldo, thread, num_threads,
         )  # fmt: skip
+        if selected:
+            return
         num_units = np.int64(tile_offsets[num_seqs]) * n_head
         while True:
             unit = atomic_add(meeting, NEXT_UNIT, 1) - unit_base

@@ -58,10 +58,10 @@ def add_token_row(dtype: str) -> Any:
 
 
 @njit
-def set_position_row(position, wpe, n_embd, x):
-    """x = wpe[position], n_embd float32; wpe and x are addresses."""
-    out, row = carray(float32_at(x), n_embd), carray(float32_at(wpe + position * n_embd * 4), n_embd)
-    for c in range(n_embd):
+def copy_row(source, n, target):
+    """Copy n float32 from one address to another."""
+    row, out = carray(float32_at(source), n), carray(float32_at(target), n)
+    for c in range(n):
         out[c] = row[c]
 
 

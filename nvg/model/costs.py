@@ -12,11 +12,15 @@ def prefill_operations(config: ModelConfig, num_tokens: int, num_rows: int = 1) 
     """Operations of the matmuls of `num_tokens` tokens of one sequence from its beginning, attention's included; a
     multiply-add counts as two.
 
-    Token t attends to t + 1 keys. `num_rows` rows of logits are computed. Anything but matmuls is not counted.
+    Token t attends to t + 1 keys. The last `num_rows` tokens have logits; of the others the last layer needs nothing
+    but keys and values. Anything but matmuls is not counted.
     """
-    c = config.n_embd
-    products = num_tokens * config.n_layer * _layer_weights(config)
-    products += config.n_layer * num_tokens * (num_tokens + 1) * c  # q k and p v, each C a pair: T (T + 1) / 2 pairs
+    c, t = config.n_embd, num_tokens
+    pairs = t * (t + 1) // 2  # of a query and a key, in every layer but the last one
+    last_pairs = pairs - (t - num_rows) * (t - num_rows + 1) // 2
+    products = (config.n_layer - 1) * t * _layer_weights(config)
+    products += t * 2 * c * c + num_rows * (_layer_weights(config) - 2 * c * c)
+    products += ((config.n_layer - 1) * pairs + last_pairs) * 2 * c  # q k and p v
     products += num_rows * c * config.vocab_size
     return 2 * products
 

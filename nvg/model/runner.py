@@ -121,6 +121,7 @@ class GPT2Runner:
         width = self._row_bytes
         self._buffers: dict[str, npt.NDArray[Any]] = {
             "x": np.zeros((rows, width["ld_embd"]), np.uint8),
+            "last_x": np.zeros((self.max_logits_rows, width["ld_embd"]), np.uint8),
             "y": np.zeros((rows, width["ld_embd"]), np.uint8),
             # a row more, because each head is read in whole groups of 32
             "qkv": np.zeros((rows + 1, width["ld_qkv"]), np.uint8),
@@ -138,6 +139,7 @@ class GPT2Runner:
         self._buffers["attention_scales"] = scales.astype(np.float32)
         self._sequence_of = np.zeros(rows, np.int32)
         self._tile_offsets = np.zeros(rows + 1, np.int32)
+        self._ones = np.zeros(rows, np.int32)
 
     def _fill_context(self) -> None:
         config, weights, buffers, context = self._config, self._weights, self._buffers, self._context[0]
@@ -205,7 +207,7 @@ class GPT2Runner:
         assert num_rows <= self.max_logits_rows
         longest = describe_step(
             self._context_address, batch.token_ids, batch.positions, batch.query_offsets, batch.block_tables,
-            batch.logits_rows, self._sequence_of, self._tile_offsets,
+            batch.logits_rows, self._sequence_of, self._tile_offsets, self._ones,
         )  # fmt: skip
         assert longest <= self.max_model_len
         self._meeting[:] = 0
