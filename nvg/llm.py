@@ -12,6 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from nvg import hub
+from nvg.engine import drawing
 from nvg.engine.engine import Engine
 from nvg.engine.loop import StepLoop
 from nvg.engine.sequence import Request, Sink
@@ -27,7 +28,6 @@ from nvg.progress import Progress
 from nvg.prompts import Prompt, given_params, pair, text_or_ids
 from nvg.runtime.compile_cache import CompileStep, prepare
 from nvg.runtime.kernel_store import Report
-from nvg.sampling import chain
 from nvg.sampling.compose import SHORTCUTS, compose, own_chain, resolve
 from nvg.sampling.random import new_seed
 from nvg.tokenizers.contract import Tokenizer
@@ -266,7 +266,7 @@ class LLM:
 
 def _missing_sampling_steps() -> list[CompileStep]:
     """Only what is missing: of what is on disk a chain loads the few that it uses, when it first does."""
-    return [step for step in chain.compile_steps() if not step.is_cached()]
+    return [step for step in drawing.compile_steps() if not step.is_cached()]
 
 
 def _compile_together(model_class: Any, config: EngineConfig, report: Report) -> None:

@@ -23,14 +23,14 @@ def tiny_checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def compiled_kernels():
     """Whatever loads a model finds its kernels compiled, and says nothing about it."""
+    from nvg.engine import drawing
     from nvg.kernels import roofline
     from nvg.model.runner import compile_steps
     from nvg.runtime.compile_cache import prepare
-    from nvg.sampling import chain
     from nvg.tokenizers import bpe_compiled
 
     prepare(
-        [*compile_steps(), *roofline.compile_steps(), *chain.compile_steps(), *bpe_compiled.compile_steps()],
+        [*compile_steps(), *roofline.compile_steps(), *drawing.compile_steps(), *bpe_compiled.compile_steps()],
     )
 
 

@@ -212,7 +212,7 @@ def test_a_report_that_fails_fails_here(store):
 def test_what_a_model_and_the_samplers_need_is_compiled_at_once(compiled_kernels, tiny_checkpoint, monkeypatch):
     prepared = []
     missing = CompileStep("missing", lambda: False, lambda: None)
-    monkeypatch.setattr("nvg.llm.chain.compile_steps", lambda: [missing])
+    monkeypatch.setattr("nvg.llm.drawing.compile_steps", lambda: [missing])
     monkeypatch.setattr("nvg.llm.prepare", lambda steps, report: prepared.append([step.name for step in steps]))
     with LLM(model=str(tiny_checkpoint), threads=1):
         pass

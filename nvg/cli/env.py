@@ -27,16 +27,16 @@ def env(output_format: str, **given: Any) -> None:
     the memory for keys and values at once."""
     with options.flags_in_errors():
         config = EngineConfig(**given)
+    from nvg.engine import drawing
     from nvg.kernels import roofline
     from nvg.model import packed_files, runner
     from nvg.plugins import registry
     from nvg.runtime import cores, cpu
     from nvg.runtime.kernel_store import store
-    from nvg.sampling import chain
 
     triple, name, _ = cpu.target()
     able = cpu.features()
-    steps = [*runner.compile_steps(config.dtype, config.kv_dtype), *roofline.compile_steps(), *chain.compile_steps()]
+    steps = [*runner.compile_steps(config.dtype, config.kv_dtype), *roofline.compile_steps(), *drawing.compile_steps()]
     kept = packed_files.packed_files()
     names = registry()
     plugins = sorted(

@@ -41,16 +41,16 @@ def warmup(dtypes: tuple[str, ...], kv_dtypes: tuple[str, ...]) -> None:
 
 def _compile(pairs: list[tuple[str, str | None]]) -> Path | None:
     """Compile what is missing for (weights, keys and values); the directory where it is kept."""
+    from nvg.engine import drawing
     from nvg.kernels import roofline
     from nvg.model import runner
     from nvg.runtime.compile_cache import prepare
     from nvg.runtime.kernel_store import store
-    from nvg.sampling import chain
     from nvg.tokenizers import bpe_compiled
 
     with store.required():
         steps = {step.name: step for pair in pairs for step in runner.compile_steps(*pair)}
-        others = [*chain.compile_steps(), *bpe_compiled.compile_steps(), *roofline.compile_steps()]
+        others = [*drawing.compile_steps(), *bpe_compiled.compile_steps(), *roofline.compile_steps()]
         steps |= {step.name: step for step in others}
         if all(step.is_cached() for step in steps.values()):
             say("all kernels are compiled already")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from collections.abc import Sequence as Listed
+from typing import cast
 
 import numpy as np
 
 from nvg.engine.batch import BatchBuilder
 from nvg.engine.blocks import BlockPool
+from nvg.engine.drawing import Drawing
 from nvg.engine.kv import KVCache
-from nvg.engine.output import add_prompt_logprobs, draw
+from nvg.engine.output import add_prompt_logprobs, draw, take
 from nvg.engine.scheduler import Limits, Scheduler, Share
 from nvg.engine.sequence import ChoiceSequence, Request
 from nvg.engine.sizing import num_kv_blocks
 from nvg.engine.stats import EngineStats
 from nvg.errors import AbortedError, NvgError, ParameterError
-from nvg.model.contract import Batch, Float32, ModelRunner
+from nvg.model.contract import Batch, Float32, ModelRunner, TeamRunner
 from nvg.params import EngineConfig, FinishReason, Piece
 from nvg.sampling.logprobs import guide
 from nvg.tokenizers.contract import Tokenizer
@@ -44,6 +46,10 @@ class Engine:
         )
         self._pieces: list[tuple[Request, Piece]] = []
         self.stats = EngineStats()
+        self._drawing: Drawing | None = None  # a runner need not have a team
+        if hasattr(runner, "step_job"):
+            num_ids = min(runner.vocab_size, tokenizer.vocab_size)
+            self._drawing = Drawing(cast(TeamRunner, runner), num_ids, runner.max_logits_rows, self.stats)
 
     @property
     def pool(self) -> BlockPool:
@@ -134,32 +140,66 @@ class Engine:
         """Queue a request that passed `check`; its sink gets pieces as steps are made."""
         self._scheduler.add(request)
 
-    def step(self) -> None:
-        """Make one step and pass on what it gave. Raises AbortedError if the runner was aborted: nothing changed; and
-        what a sink raises, once all have what is theirs."""
+    def step(self, most_steps: int = 1) -> None:
+        """Make one step, or up to `most_steps` where nobody waits for single tokens, and pass on what it gave. Raises
+        AbortedError if the runner was aborted: nothing changed; and what a sink raises, once all have what is theirs.
+        """
         start = time.perf_counter()
         shares = self._scheduler.schedule()
         if not shares:
             return
+        drawing = self._drawing
+        rows = [] if drawing is None else drawing.rows_of(shares)
+        num_steps = 1 if most_steps == 1 or drawing is None else self._num_steps(shares, rows, most_steps)
         batch = self._batches.build(shares)
+        num_tokens = len(batch.token_ids)
         scheduled = time.perf_counter()
-        logits = self.runner.execute(batch)
-        model_s = time.perf_counter() - scheduled
-        for share in shares:
-            self._kv.advance(share.sequence, share.num_tokens)
+        if drawing is not None and any(rows):
+            logits, drawn = drawing.run(batch, rows, num_steps)
+            num_steps = len(drawn)
+            model_s = time.perf_counter() - scheduled - drawing.drawing_s
+        else:
+            logits, drawn = self.runner.execute(batch), None
+            model_s = time.perf_counter() - scheduled
+        if drawn is None or num_steps == 1:
+            for share in shares:
+                self._kv.advance(share.sequence, share.num_tokens)
         row = 0
         for share in shares:
             end = row + share.num_rows
             if isinstance(share.sequence, ChoiceSequence):  # a negative goes with its choice, whose rows precede it
-                self._append(share, share.sequence, logits[row:end], logits[end:])
+                if drawn is not None and share.num_rows == 1 and drawn[0, row] >= 0:
+                    self._take(share.sequence, drawn[:, row].tolist())
+                else:
+                    self._append(share, share.sequence, logits[row:end], logits[end:])
             row = end
-        decode_tokens = sum(share.decodes for share in shares)
+        decode_tokens = num_steps * sum(share.decodes for share in shares)
+        prefill_tokens = num_tokens - sum(share.decodes for share in shares)
         try:
             self._deliver()
         finally:
-            self.stats.count(len(batch.token_ids) - decode_tokens, decode_tokens, time.perf_counter() - start, model_s)
+            self.stats.count(prefill_tokens, decode_tokens, time.perf_counter() - start, model_s, num_steps)
             self.stats.cached_tokens = self._scheduler.num_cached_tokens
             self.stats.preemptions = self._scheduler.num_preemptions
+
+    def hurry(self, hurry: bool = True) -> None:
+        """Whether somebody waits for the end of the step that runs, so that no other follows it in one go; from any
+        thread."""
+        if self._drawing is not None:
+            self._drawing.hurry(hurry)
+
+    def _num_steps(self, shares: list[Share], rows: Listed[ChoiceSequence | None], most_steps: int) -> int:
+        """How many steps can be made in one go: all draw in compiled code, nobody waits for single tokens, a stop
+        string is not looked for, and each has blocks for its tokens."""
+        if len(rows) != len(shares) or len(shares) * self.pool.blocks_for(most_steps) > self.pool.num_free:
+            return 1
+        for share, sequence in zip(shares, rows, strict=True):
+            if not share.decodes or sequence is None or sequence.request.is_watched or sequence.request.params.stop:
+                return 1
+            most_steps = min(most_steps, sequence.num_left)
+        for share in shares:
+            most_steps = min(most_steps, self._kv.reserve(share.sequence.kv, most_steps))
+        return most_steps
 
     def abort(self, request: Request, reason: FinishReason = "aborted", error: str | None = None) -> None:
         """End what is unfinished of a request."""
@@ -246,6 +286,22 @@ class Engine:
         for choice in choices:
             self._continue(choice, rows if choice is choices[-1] else rows[-1:].copy())
 
+    def _take(self, sequence: ChoiceSequence, token_ids: list[int]) -> None:
+        """Go on with a choice whose tokens were drawn in compiled code, one after each of the steps just made."""
+        text, reason, before = "", None, sequence.num_tokens
+        try:
+            for token_id in token_ids:
+                shown, reason = take(sequence, token_id)
+                text += shown
+        except NvgError as error:
+            sequence.error = str(error)
+        if len(token_ids) > 1:
+            self._kv.advance(sequence, sequence.num_tokens - before)
+        if sequence.error is None:
+            self._go_on(sequence, text, reason, len(token_ids))
+        else:
+            self._finish(sequence, "error", text + sequence.text.finish(), 0)
+
     def _continue(self, sequence: ChoiceSequence, rows: Float32) -> None:
         """Draw a choice's next token from the last of `rows`, unless it can have none, or not from these."""
         if sequence.is_full:  # max_tokens is 0, or the prompt fills the context
@@ -258,10 +314,19 @@ class Engine:
                 sequence.error = str(error)
                 self._finish(sequence, "error", sequence.text.finish(), 0)
                 return
-            if reason is not None:
-                self._finish(sequence, reason, text, 1)
-                return
-            self._pieces.append((sequence.request, sequence.piece(text, 1)))
+            self._go_on(sequence, text, reason, 1)
+        else:
+            self._slide(sequence)
+
+    def _go_on(self, sequence: ChoiceSequence, text: str, reason: FinishReason | None, num_token_ids: int) -> None:
+        """After a choice got tokens, which show `text` and end it if there is a reason."""
+        if reason is not None:
+            self._finish(sequence, reason, text, num_token_ids)
+            return
+        self._pieces.append((sequence.request, sequence.piece(text, num_token_ids)))
+        self._slide(sequence)
+
+    def _slide(self, sequence: ChoiceSequence) -> None:
         if sequence.fills_context:  # and has leave to slide, or it would be full
             for one in sequence.pair:
                 self._kv.release(one.kv)

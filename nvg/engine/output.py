@@ -8,6 +8,7 @@ from nvg.errors import EngineError
 from nvg.model.contract import Float32
 from nvg.params import FinishReason
 from nvg.sampling.chain import Chain
+from nvg.sampling.compiled import passes_of
 from nvg.sampling.contract import SamplerRequest
 from nvg.sampling.logprobs import token_logprobs
 from nvg.sampling.recorder import Recorder
@@ -31,14 +32,19 @@ def draw(
     banned = sorted(ending) if len(output) < params.min_tokens else ()
     raw = None if sequence.logprobs is None else row.copy()
     token_id, _ = sequence.chain.sample(row, sequence.prompt_token_ids, output, banned=banned)
-    sequence.append(token_id)
     if sequence.explanations is not None:
         assert sequence.chain.recorder is not None
         sequence.explanations.append(sequence.chain.recorder.explain(token_id))
     if raw is not None:
         assert sequence.logprobs is not None
         sequence.logprobs.append(token_logprobs(raw, token_id, params.logprobs or 0))
-    if token_id in ending:
+    return take(sequence, token_id)
+
+
+def take(sequence: ChoiceSequence, token_id: int) -> tuple[str, FinishReason | None]:
+    """Add a token; the text that can be shown now, and why the sequence ends, if it does."""
+    sequence.append(token_id)
+    if token_id in sequence.request.ending:
         return sequence.text.finish(), "stop"
     text = sequence.text.push(token_id)
     if sequence.text.stopped:
@@ -75,4 +81,7 @@ def _chain(sequence: ChoiceSequence, num_ids: int, tokenizer: Tokenizer, stats: 
         params=request.params,
     )
     recorder = Recorder() if request.params.explain else None
-    return Chain(request.stages, told, request.seed, sequence.index, times=stats.stages, recorder=recorder)
+    chain = Chain(request.stages, told, request.seed, sequence.index, times=stats.stages, recorder=recorder)
+    if recorder is None and sequence.logprobs is None and len(sequence.pair) == 1:
+        sequence.passes = passes_of(request.stages)
+    return chain

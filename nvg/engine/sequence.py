@@ -13,6 +13,7 @@ from nvg.engine.kv import KVEntries
 from nvg.model.contract import Int32
 from nvg.params import Choice, Explanation, FinishReason, Piece, RequestOutput, SamplingParams, TokenLogprobs
 from nvg.sampling.chain import Chain, Stage
+from nvg.sampling.compiled import Pass
 from nvg.tokenizers.stream import TextStream
 
 Sink = Callable[[Piece], None]
@@ -151,6 +152,11 @@ class Sequence:
         """Whether logits of its prompt's positions are still to be computed."""
         return False
 
+    @property
+    def num_left(self) -> int:
+        """How many more tokens it can get before it is full or fills the context."""
+        return min(self.max_len - self.num_tokens, self._context - self.num_window_tokens - self._shorter_by)
+
     def append(self, token_id: int) -> None:
         """Add an output token."""
         if self.num_tokens == len(self._tokens):
@@ -179,6 +185,8 @@ class ChoiceSequence(Sequence):
             negative = Sequence(request, request.negative_token_ids, max_model_len)
             self.pair = negative.pair = (self, negative)
         self.chain: Chain | None = None
+        self.passes: tuple[Pass, ...] | None = None
+        """What the chain does as compiled passes, once it is there and if it can be said so."""
         self.text = text
         self.logprobs: list[TokenLogprobs] | None = None if request.params.logprobs is None else []
         self.explanations: list[Explanation] | None = [] if request.params.explain else None
@@ -197,6 +205,11 @@ class ChoiceSequence(Sequence):
     def append(self, token_id: int) -> None:
         for one in self.pair:
             Sequence.append(one, token_id)
+
+    @property
+    def can_draw_compiled(self) -> bool:
+        """Whether its next token is what compiled passes alone decide."""
+        return self.passes is not None and self.num_tokens - self.num_prompt_tokens >= self.request.params.min_tokens
 
     @property
     def needs_prompt_logits(self) -> bool:

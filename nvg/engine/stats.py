@@ -26,10 +26,12 @@ class EngineStats:
     stages: dict[str, StageTime] = field(default_factory=dict)
     """What each sampler took, by its title: its name, and the distribution or file that it comes from."""
 
-    def count(self, prefill_tokens: int, decode_tokens: int, seconds: float, model_s: float) -> None:
-        """Add a step."""
+    def count(
+        self, prefill_tokens: int, decode_tokens: int, seconds: float, model_s: float, num_steps: int = 1
+    ) -> None:
+        """Add steps."""
         per_token = seconds / (prefill_tokens + decode_tokens)
-        self.steps += 1
+        self.steps += num_steps
         self.prefill_tokens += prefill_tokens
         self.prefill_s += prefill_tokens * per_token
         self.decode_tokens += decode_tokens

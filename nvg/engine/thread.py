@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from nvg.engine.drawing import MOST_STEPS
 from nvg.engine.engine import Engine
 from nvg.engine.sequence import Request
 from nvg.errors import AbortedError, EngineError, cause
@@ -78,7 +79,7 @@ class EngineThread:
             for request in requests:
                 self._engine.abort(request)
 
-        self._commands.put(end)
+        self._put(end)
         if not self._computing and set(self._engine.requests).issubset(requests):
             self._engine.runner.abort()  # a step of others that begins meanwhile is made again
 
@@ -97,7 +98,7 @@ class EngineThread:
                 self._computing.discard(future)
                 future.set_exception(error)
             else:
-                self._commands.put(go_on)
+                self._put(go_on)
 
         def begin() -> None:
             self._computing.add(future)
@@ -107,7 +108,7 @@ class EngineThread:
         try:
             return future.result()
         except KeyboardInterrupt:
-            self._commands.put(work.close)
+            self._put(work.close)
             self._engine.runner.abort()
             raise
 
@@ -121,7 +122,7 @@ class EngineThread:
             self._closed = True
             thread = self._thread
         if thread is not None:
-            self._commands.put(lambda: self._engine.abort_all("aborted"))
+            self._put(lambda: self._engine.abort_all("aborted"))
             self._engine.runner.abort()
             if thread is not threading.current_thread():
                 thread.join(_PATIENCE_S)
@@ -130,6 +131,11 @@ class EngineThread:
             if self._is_left_behind:
                 return  # in a sampler that does not return; it closes the runner if it ever does
         self._engine.runner.close()
+
+    def _put(self, command: Command) -> None:
+        """Let a command be run after the step that runs."""
+        self._commands.put(command)
+        self._engine.hurry()
 
     def _send(self, command: Command) -> None:
         if threading.current_thread() is self._thread:
@@ -147,7 +153,7 @@ class EngineThread:
                 )
             if self._fault is not None:
                 raise EngineError(f"the engine stopped earlier: {self._fault}")
-            self._commands.put(command)
+            self._put(command)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="nvg-engine", daemon=True)
                 self._thread.start()
@@ -158,10 +164,11 @@ class EngineThread:
             if not self._engine.has_work:
                 gil.give_up()
                 self._do(self._commands.get())
+            self._engine.hurry(False)  # before the look at the commands: what comes after it is in a hurry again
             self._run_commands()
             gil.claim()
             try:
-                self._engine.step()
+                self._engine.step(MOST_STEPS)
             except AbortedError:
                 continue  # the command that says what to end is in the queue; the others' step is made again
             except BaseException as error:

@@ -224,6 +224,7 @@ uint16_at = _address_of(types.uint16)
 int32_at = _address_of(types.int32)
 uint32_at = _address_of(types.uint32)
 int64_at = _address_of(types.int64)
+float64_at = _address_of(types.float64)
 
 
 @intrinsic

@@ -67,3 +67,34 @@ class ModelRunner(Protocol):
 
     def close(self) -> None:
         """Free threads and memory."""
+
+
+@dataclass(frozen=True)
+class StepJob:
+    """A runner's step as machine code, and where it leaves its logits."""
+
+    address: int
+    """Of a `nvg.runtime.compile_cache.Job`; a step must have been described in `context` before each call."""
+    context: int
+    meeting: int
+    """Address of the words of the meeting point that the step's threads use (see `nvg.runtime.team.barrier`)."""
+    logits: int
+    """Address of row 0, float32, which the next step overwrites."""
+    ld_logits: int
+    """Bytes between rows."""
+
+
+class TeamRunner(ModelRunner, Protocol):
+    """A runner whose step is a job of a thread team, so that other compiled code can go on where it ends."""
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of the team."""
+
+    @property
+    def step_job(self) -> StepJob:
+        """The step, for jobs that call it. Stays what it is."""
+
+    def execute_through(self, batch: Batch, job: int, context: int) -> Float32:
+        """`execute`, but that the team runs the job at address `job` with `context`, which calls `step_job`: once, or
+        more often, with other token ids and positions in the batch's arrays and the meeting's NEXT_UNIT at 0 again."""

@@ -18,7 +18,7 @@ from nvg.kernels.matmul import ROW_BLOCK
 from nvg.kernels.pack import pack
 from nvg.model.checkpoint import Checkpoint
 from nvg.model.config import ModelConfig
-from nvg.model.contract import Batch, Float32, Int32
+from nvg.model.contract import Batch, Float32, Int32, StepJob
 from nvg.model.costs import kv_block_bytes
 from nvg.model.packed_cache import CachedWeights
 from nvg.model.packing import Layout, PackedWeights, round32
@@ -197,11 +197,23 @@ class GPT2Runner:
         for source, target in zip(src, dst, strict=True):
             self._pool[target] = self._pool[source]
 
+    @property
+    def step_job(self) -> StepJob:
+        """See nvg.model.contract.TeamRunner."""
+        logits = self._buffers["logits"]
+        return StepJob(
+            self._job.address, self._context_address, self._meeting.ctypes.data, logits.ctypes.data, logits.strides[0]
+        )
+
     def execute(self, batch: Batch) -> Float32:
         """Run one step; logits (R, V), valid and writable until the next call.
 
         Raises AbortedError if `abort` was called while it ran; what it wrote to the KV pool is then void.
         """
+        return self.execute_through(batch, self._job.address, self._context_address)
+
+    def execute_through(self, batch: Batch, job: int, context: int) -> Float32:
+        """See nvg.model.contract.TeamRunner."""
         num_rows = len(batch.logits_rows)
         assert len(batch.token_ids) <= self.max_batched_tokens
         assert num_rows <= self.max_logits_rows
@@ -212,7 +224,7 @@ class GPT2Runner:
         assert longest <= self.max_model_len
         self._meeting[:] = 0
         self._meeting[PATIENCE] = self._team.patience
-        self._team.run(self._job.address, self._context_address)
+        self._team.run(job, context)
         if self._meeting[ABORT]:
             raise AbortedError("the step was aborted")
         logits: Float32 = self._buffers["logits"][:num_rows, : self.vocab_size]

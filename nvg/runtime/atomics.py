@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -85,6 +86,26 @@ def yield_core(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@intrinsic
+def nanoseconds(typingctx):
+    """A clock that never goes back."""
+
+    def codegen(context, builder, sig, args):
+        if sys.platform == "win32":  # which counts in tenths of a microsecond
+            now = cgutils.alloca_once(builder, _I64)
+            read = ir.FunctionType(_I32, [_I64.as_pointer()])
+            builder.call(cgutils.get_or_insert_function(builder.module, read, "QueryPerformanceCounter"), [now])
+            return builder.mul(builder.load(now), ir.Constant(_I64, 100))
+        now = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))  # seconds, nanoseconds
+        read = ir.FunctionType(_I32, [_I32, now.type])
+        clock = ir.Constant(_I32, time.CLOCK_MONOTONIC)
+        builder.call(cgutils.get_or_insert_function(builder.module, read, "clock_gettime"), [clock, now])
+        seconds, rest = (builder.extract_value(builder.load(now), i) for i in range(2))
+        return builder.add(builder.mul(seconds, ir.Constant(_I64, 10**9)), rest)
+
+    return types.int64(), codegen
 
 
 @intrinsic

@@ -28,16 +28,16 @@ def uniform(seed: int, choice: int, position: int, stage: int, draw: int) -> flo
     seed: the request's. choice: which of its n continuations. position: output position. stage: index in the chain, or
     `DRAW_STAGE`. draw: how many numbers this stage has drawn at this position.
     """
-    return _uniform(_signed(seed), _signed(choice), _signed(position), _signed(stage), _signed(draw))
+    return uniform_of_words(signed(seed), signed(choice), signed(position), signed(stage), signed(draw))
 
 
 def philox(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     """One block of Philox4x64-10: four 64-bit words."""
-    words: tuple[int, int, int, int] = _philox(*map(_signed, (*key, *counter)))
+    words: tuple[int, int, int, int] = _philox(*map(signed, (*key, *counter)))
     return words
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
     """A 64-bit word as the int64 with its bits: one type, so that kernels are compiled once."""
     return word if word < 1 << 63 else word - (1 << 64)
 
@@ -68,14 +68,15 @@ def _philox(k0: int, k1: int, c0: int, c1: int, c2: int, c3: int) -> tuple[int, 
 
 
 @njit(cached=True, nogil=False)
-def _uniform(seed: int, choice: int, position: int, stage: int, draw: int) -> float:
+def uniform_of_words(seed: int, choice: int, position: int, stage: int, draw: int) -> float:
+    """`uniform` of arguments that are `signed`."""
     word = _philox(seed, choice, position, stage, draw, 0)[0]
     return (word >> np.uint64(11)) * 2.0**-53
 
 
 def compile_steps() -> list[CompileStep]:
     """All of this file that `uniform` calls."""
-    return [function_step(_uniform, (types.int64,) * 5)]
+    return [function_step(uniform_of_words, (types.int64,) * 5)]
 
 
 def new_seed() -> int:

@@ -63,7 +63,7 @@ def largest(row: Logits) -> np.float32:
 
 
 @njit
-def _count_reaching(row: Logits, bound: np.float32) -> np.int64:
+def count_reaching(row: Logits, bound: np.float32) -> np.int64:
     """How many are at least `bound`."""
     whole = row.size // CHUNK
     count = vector.count_reaching(row, 0, whole, bound)
@@ -140,15 +140,43 @@ def survey(row: Logits, values: Logits, indices: TokenIds) -> int:
 @njit(cached=True, nogil=False)
 def compact(row: Logits, token_ids: TokenIds, out: Logits, out_ids: TokenIds) -> None:
     """Copy the candidates above -inf and their ids, in order, into `out` and `out_ids`, which have that size."""
+    _copy_reaching(row, token_ids, _LOWEST, out, out_ids)
+
+
+@njit
+def compact_from(
+    row: Logits, token_ids: TokenIds, threshold: np.float32, size: int, out: Logits, out_ids: TokenIds
+) -> None:
+    """Copy the `size` largest and their ids, in order, into `out` and `out_ids`, which have the row's size; the last of
+    these is known to be `threshold`, and of equal ones the first are taken."""
+    excess = _copy_reaching(row, token_ids, threshold, out, out_ids) - size
+    if excess <= 0:
+        return
+    num_equal = 0
+    for i in range(size + excess):
+        num_equal += out[i] == threshold
+    room, left = num_equal - excess, 0
+    for i in range(size + excess):
+        is_last = out[i] == threshold
+        if not is_last or room > 0:
+            out[left], out_ids[left] = out[i], out_ids[i]
+            left += 1
+        room -= is_last
+
+
+@njit
+def _copy_reaching(row: Logits, token_ids: TokenIds, bound: np.float32, out: Logits, out_ids: TokenIds) -> int:
+    """Copy what is at least `bound`, and its ids, in order, as far as there is room; returns how many."""
     size, start = 0, 0
     while start + LANES <= row.size and size + LANES <= out.size:
-        size = vector.compress(row, token_ids, start, _LOWEST, out, out_ids, size)
+        size = vector.compress(row, token_ids, start, bound, out, out_ids, size)
         start += LANES
     for i in range(start, row.size):
-        if row[i] >= _LOWEST and size < out.size:
+        if row[i] >= bound and size < out.size:
             out[size] = row[i]
             out_ids[size] = token_ids[i]
             size += 1
+    return size
 
 
 @njit
@@ -187,7 +215,13 @@ def _remove_below(row: Logits, bound: np.float32) -> int:
 @njit(cached=True, nogil=False)
 def keep_ratio(row: Logits, log_ratio: float) -> None:
     """Remove, in place, what is less than e^log_ratio times as probable as the most probable."""
-    _remove_below(row, np.float32(np.float64(largest(row)) + log_ratio))
+    _remove_below(row, ratio_bound(row, log_ratio))
+
+
+@njit
+def ratio_bound(row: Logits, log_ratio: float) -> np.float32:
+    """The logit of what is e^log_ratio times as probable as the most probable."""
+    return np.float32(np.float64(largest(row)) + log_ratio)
 
 
 @njit(cached=True, nogil=False)
@@ -199,7 +233,7 @@ def keep_from(row: Logits, threshold: np.float32, size: int) -> None:
     excess = _remove_below(row, threshold) - size
     if excess <= 0:
         return
-    room = _count_reaching(row, threshold) - _count_reaching(row, above) - excess
+    room = count_reaching(row, threshold) - count_reaching(row, above) - excess
     for start in range(0, row.size, CHUNK):
         bits = _bits(row, start, threshold, above)
         while bits:
@@ -298,7 +332,7 @@ def keep_largest(row: Logits, k: int) -> None:
         return
     bound, indices, values = _reaching_bound(row, k)
     threshold = _search(values, k, bound)
-    room = k - _count_reaching(values, _above(threshold))
+    room = k - count_reaching(values, _above(threshold))
     for i in range(row.size):
         row[i] = -_INF
     for i in range(indices.size):
@@ -314,7 +348,7 @@ def _search(values: Logits, k: int, low: np.float32) -> np.float32:
     reached, missed = _key(low), _key(_INF)
     while missed - reached > 1:
         middle = (reached + missed) >> 1
-        if _count_reaching(values, _value(middle)) >= k:
+        if count_reaching(values, _value(middle)) >= k:
             reached = middle
         else:
             missed = middle
@@ -345,9 +379,11 @@ def mass_reaching(row: Logits, weights: Logits, bound: np.float32, sums: Float64
 def weigh(row: Logits, top: np.float32, sums: Float64) -> tuple[Logits, float]:
     """(e^(row - top), float32, filled up with 0 to a multiple of `CHUNK`; their total). sums: float64 (LANES,),
     overwritten."""
-    weights = _filled(_padded(row.size), -_INF)
+    weights = np.empty(_padded(row.size), np.float32)
     for i in range(row.size):
         weights[i] = row[i]
+    for i in range(row.size, weights.size):
+        weights[i] = -_INF
     sums[:] = 0
     vector.weigh(weights, weights.size // LANES, top, sums)
     return weights, _in_order(sums)
@@ -399,7 +435,7 @@ def smallest_set(row: Logits, weights: Logits, target: float, low: np.float32, s
         else:
             high, mass = middle, middle_mass
 
-    size = _count_reaching(row, high)
+    size = count_reaching(row, high)
     threshold = _INF
     for i in range(values.size):
         if low <= values[i] < threshold:

@@ -1,0 +1,216 @@
+"""Steps whose tokens are drawn in compiled code, by the threads that have just computed the logits; and, where nobody
+waits for single tokens, several steps in one go.
+
+That is for sequences whose chains are compiled passes (`nvg.sampling.compiled`); the engine draws the others' tokens.
+Both draw the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Listed
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import carray
+
+from nvg.engine.scheduler import Share
+from nvg.engine.sequence import ChoiceSequence
+from nvg.engine.stats import EngineStats
+from nvg.errors import AbortedError
+from nvg.kernels.simd import float32_at, float64_at, int32_at, int64_at
+from nvg.model.contract import Batch, Float32, Int32, TeamRunner
+from nvg.runtime.atomics import atomic_load, call_job, nanoseconds
+from nvg.runtime.compile_cache import CompileStep, Job
+from nvg.runtime.team import MEETING_WORDS, NEXT_UNIT, barrier
+from nvg.sampling import chain
+from nvg.sampling.compiled import Pass, draw_row
+from nvg.sampling.random import signed
+
+MOST_STEPS = 16
+"""In one go: the interpreter's share of a token's time is small then, and outputs come often enough to show."""
+_BY_PYTHON = -1
+"""Instead of a token: the chain draws it, or says what is wrong with the logits."""
+
+# Words of the job's record.
+(
+    STEP, STEP_CONTEXT, MEETING, LOGITS, LD_LOGITS, NUM_IDS, NUM_ROWS, NUM_PASSES, MOST, DONE, ENDS, TOKEN_IDS,
+    POSITIONS, DRAWN, OFFSETS, KINDS, VALUES, KEYS, ENDING_OFFSETS, ENDING, IDS, ROOM, ROOM_IDS, SPENT, DRAWING_NS,
+    HURRY, NUM_WORDS,
+) = range(27)  # fmt: skip
+
+
+def _draw_steps(record: int, thread: int, num_threads: int) -> None:
+    """Job: a model runner's step, the draw of its rows, and so on up to MOST times, until a sequence ends or somebody
+    hurries."""
+    words = carray(int64_at(record), NUM_WORDS)
+    meeting = carray(int64_at(words[MEETING]), MEETING_WORDS)
+    num_rows, num_ids, num_passes = words[NUM_ROWS], words[NUM_IDS], words[NUM_PASSES]
+    width = words[LD_LOGITS] // 4
+    logits = carray(float32_at(words[LOGITS]), num_rows * width)
+    token_ids = carray(int32_at(words[TOKEN_IDS]), num_rows)
+    positions = carray(int32_at(words[POSITIONS]), num_rows)
+    drawn = carray(int32_at(words[DRAWN]), words[MOST] * num_rows)
+    offsets = carray(int32_at(words[OFFSETS]), 2 * num_rows)
+    kinds, values = carray(int64_at(words[KINDS]), num_passes), carray(float64_at(words[VALUES]), num_passes)
+    keys = carray(int64_at(words[KEYS]), 3 * num_rows)
+    ending_offsets = carray(int32_at(words[ENDING_OFFSETS]), num_rows + 1)
+    ending = carray(int32_at(words[ENDING]), ending_offsets[num_rows])
+    ids = carray(int32_at(words[IDS]), num_ids)
+    # this thread's own
+    room = carray(float32_at(words[ROOM] + thread * 8 * num_ids), (2, num_ids))
+    room_ids = carray(int32_at(words[ROOM_IDS] + thread * 8 * num_ids), (2, num_ids))
+    spent = carray(int64_at(words[SPENT] + thread * 8 * num_passes), num_passes)
+    first, end = num_rows * thread // num_threads, num_rows * (thread + 1) // num_threads
+
+    for step in range(words[MOST]):
+        call_job(words[STEP], words[STEP_CONTEXT], thread, num_threads)
+        if barrier(meeting, num_threads):
+            return
+        since = nanoseconds()
+        for row in range(first, end):
+            token_id = np.int64(_BY_PYTHON)
+            if offsets[2 * row] >= 0:
+                low, high = offsets[2 * row], offsets[2 * row + 1]
+                token_id = np.int64(
+                    draw_row(
+                        logits[row * width : row * width + num_ids], ids, kinds[low:high], values[low:high],
+                        spent[low:high], keys[3 * row], keys[3 * row + 1], keys[3 * row + 2], room, room_ids,
+                    )
+                )  # fmt: skip
+                keys[3 * row + 2] += 1
+            drawn[step * num_rows + row] = token_id
+        if barrier(meeting, num_threads):
+            return
+        if thread == 0:
+            words[DRAWING_NS] += nanoseconds() - since
+            words[DONE] = step + 1
+            words[ENDS] = atomic_load(words, HURRY)
+            if step + 1 < words[MOST]:
+                for row in range(num_rows):
+                    token_id = np.int64(drawn[step * num_rows + row])
+                    words[ENDS] |= token_id == _BY_PYTHON
+                    for i in range(ending_offsets[row], ending_offsets[row + 1]):
+                        words[ENDS] |= token_id == ending[i]
+                    token_ids[row] = token_id
+                    positions[row] += 1
+                meeting[NEXT_UNIT] = 0
+        if barrier(meeting, num_threads) or words[ENDS]:
+            return
+
+
+_JOB = Job(_draw_steps)
+
+
+def compile_steps() -> list[CompileStep]:
+    """All that must be compiled before tokens can be drawn, here or by a chain."""
+    return [_JOB.step().found_in(__name__), *chain.compile_steps()]
+
+
+class Drawing:
+    """Runs steps and draws, for an engine with a runner that has a team."""
+
+    def __init__(self, runner: TeamRunner, num_ids: int, max_rows: int, stats: EngineStats) -> None:
+        """num_ids: the tokenizer's ids, which alone can be drawn. max_rows: most rows of logits in a step."""
+        self._runner = runner
+        self._stats = stats
+        self._max_rows = max_rows
+        self._words = np.zeros(NUM_WORDS, np.int64)
+        self._drawn = np.zeros(MOST_STEPS * max_rows, np.int32)
+        self._offsets = np.zeros((max_rows, 2), np.int32)
+        self._keys = np.zeros((max_rows, 3), np.int64)
+        self._ending_offsets = np.zeros(max_rows + 1, np.int32)
+        ids = np.arange(num_ids, dtype=np.int32)
+        room = np.empty((runner.num_threads, 2, num_ids), np.float32)
+        room_ids = np.empty((runner.num_threads, 2, num_ids), np.int32)
+        self._buffers = ids, room, room_ids
+        job = runner.step_job
+        given = {
+            STEP: job.address, STEP_CONTEXT: job.context, MEETING: job.meeting, LOGITS: job.logits,
+            LD_LOGITS: job.ld_logits, NUM_IDS: num_ids, DRAWN: self._drawn.ctypes.data,
+            OFFSETS: self._offsets.ctypes.data, KEYS: self._keys.ctypes.data,
+            ENDING_OFFSETS: self._ending_offsets.ctypes.data, IDS: ids.ctypes.data, ROOM: room.ctypes.data,
+            ROOM_IDS: room_ids.ctypes.data,
+        }  # fmt: skip
+        for word, value in given.items():
+            self._words[word] = value
+        self._rows: list[ChoiceSequence | None] = []
+        self._passes: list[Pass] = []
+        self._tables: tuple[npt.NDArray[Any], ...] = ()
+        self._spent = np.zeros((runner.num_threads, 0), np.int64)
+
+    def hurry(self, hurry: bool) -> None:
+        """Whether somebody waits for the end of the step that runs; from any thread."""
+        self._words[HURRY] = hurry
+
+    def rows_of(self, shares: Listed[Share]) -> list[ChoiceSequence | None]:
+        """Whose tokens are drawn here, a sequence or None for each row of logits."""
+        rows: list[ChoiceSequence | None] = []
+        for share in shares:
+            if share.num_rows:
+                sequence = share.sequence
+                draws = isinstance(sequence, ChoiceSequence) and share.num_rows == 1 and sequence.can_draw_compiled
+                rows += [sequence] if draws else [None] * share.num_rows  # type: ignore[list-item]
+        return rows
+
+    def run(self, batch: Batch, rows: list[ChoiceSequence | None], most_steps: int) -> tuple[Float32, Int32]:
+        """Run a step, or up to `most_steps` of them for a batch of one token for each row, all of whose sequences can
+        be drawn here.
+
+        Returns (logits (R, V) of the last step, token ids int32 (steps, R)); -1 stands for a token that the chain must
+        draw from the logits. Raises AbortedError if the runner was aborted in the first step.
+        """
+        words = self._words
+        if rows != self._rows:
+            self._describe(rows)
+        words[TOKEN_IDS], words[POSITIONS] = batch.token_ids.ctypes.data, batch.positions.ctypes.data
+        words[MOST], words[DONE], words[DRAWING_NS] = most_steps, 0, 0
+        try:
+            logits = self._runner.execute_through(batch, _JOB.address, self._words.ctypes.data)
+        except AbortedError:
+            self._rows = []  # a draw that does not count may be among what is written down of them
+            if not words[DONE]:
+                raise
+            logits = np.empty((len(rows), 0), np.float32)
+        self._count()
+        done = int(words[DONE])
+        return logits, self._drawn[: done * len(rows)].reshape(done, len(rows))
+
+    @property
+    def drawing_s(self) -> float:
+        """Seconds that drawing took in the last run."""
+        return float(self._words[DRAWING_NS]) * 1e-9
+
+    def _describe(self, rows: list[ChoiceSequence | None]) -> None:
+        """Write down what is drawn for whom. Rows whose chains are the same share what says so."""
+        begins: dict[tuple[Pass, ...], int] = {}
+        ending: list[int] = []
+        self._passes = []
+        for row, sequence in enumerate(rows):
+            self._offsets[row] = -1, -1
+            if sequence is not None:
+                passes, request = sequence.passes, sequence.request
+                assert passes is not None
+                if passes not in begins:
+                    begins[passes] = len(self._passes)
+                    self._passes += passes
+                self._offsets[row] = begins[passes], begins[passes] + len(passes)
+                self._keys[row] = signed(request.seed), sequence.index, len(sequence.output_token_ids)
+                ending += request.ending
+            self._ending_offsets[row + 1] = len(ending)
+        kinds = np.array([one.kind for one in self._passes], np.int64)
+        values = np.array([one.value for one in self._passes], np.float64)
+        self._spent = np.zeros((self._runner.num_threads, len(kinds)), np.int64)
+        self._tables = kinds, values, np.array(ending, np.int32)
+        words = self._words
+        words[KINDS], words[VALUES], words[ENDING] = (table.ctypes.data for table in self._tables)
+        words[SPENT], words[NUM_PASSES], words[NUM_ROWS] = self._spent.ctypes.data, len(kinds), len(rows)
+        self._rows = rows
+
+    def _count(self) -> None:
+        """Add what each stage took to its time."""
+        for one, spent in zip(self._passes, self._spent.sum(0).tolist(), strict=True):
+            time = self._stats.stages[one.title]
+            time.last_s = spent * 1e-9
+            time.seconds += time.last_s
+        self._spent[:] = 0
