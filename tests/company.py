@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import strategies as st
 
+from nvg.engine.drawing import DONE
 from nvg.engine.engine import Engine
 from nvg.engine.sequence import Request
 from nvg.errors import AbortedError, ParameterError
@@ -40,6 +41,16 @@ class _Memory:
         self._num_accepted += 1
 
 
+CHAINS = [
+    (),
+    "greedy",
+    ("topk", ("temperature", {"t": 0.7})),
+    (("topp", {"p": 0.6}), ("temperature", {"t": 2})),
+    (("minp", {"p": 0.1}), ("topk", {"k": 3}), ("topp", {"p": 0.9})),
+    Remembers(),
+]
+
+
 @dataclass(frozen=True)
 class Wish:
     """A request as a test makes it. Steps are counted from the begin."""
@@ -59,7 +70,7 @@ def params(draw, longest):
         min_tokens=draw(st.integers(0, 4)),
         n=draw(st.sampled_from([1, 1, 1, 2, 3])),
         seed=draw(st.integers(0, 3)),
-        sampler=draw(st.sampled_from([(), "greedy", ("topk", ("temperature", {"t": 0.7})), Remembers()])),
+        sampler=draw(st.sampled_from(CHAINS)),
         stop=draw(st.sampled_from([(), (), (), ("ab", "ba"), ("c",)])),
         stop_token_ids=draw(st.sampled_from([(), (), (), (3,)])),
         ignore_eos=draw(st.sampled_from([True, True, False])),
@@ -107,17 +118,19 @@ def result(request):
 
 @st.composite
 def disturbances(draw):
-    """(steps that are aborted, steps before which the newest request is preempted)."""
+    """(steps that are aborted, steps before which the newest request is preempted, most steps in one go)."""
     steps = st.lists(st.sampled_from(range(60)), max_size=8)
-    return draw(steps), draw(steps)
+    return draw(steps), draw(steps), draw(st.sampled_from([1, 2, 16]))
 
 
 class Bench:
     """An engine, and requests that come and go while it makes steps."""
 
-    def __init__(self, config, runner, tokenizer, disturbed=((), ())):
+    def __init__(self, config, runner, tokenizer, disturbed=((), (), 1), *, draws_compiled=True):
         self.engine = Engine(config, runner, tokenizer)
-        self._aborted, self._preempted = disturbed
+        if not draws_compiled:
+            self.engine._drawing = None
+        self._aborted, self._preempted, self._most_steps = disturbed
         self._config = config
         schedule = self.engine._scheduler.schedule
         self.engine._scheduler.schedule = lambda: self._checked(schedule())
@@ -172,22 +185,25 @@ class Bench:
         return requests
 
     def _step(self, number):
-        runner = self.engine.runner
+        runner, drawing = self.engine.runner, self.engine._drawing
+        name = "execute_through" if hasattr(runner, "execute_through") else "execute"
         if number in self._aborted:
-            execute = runner.execute
+            execute = getattr(runner, name)
 
-            def aborted(batch):
-                execute(batch)
+            def aborted(*args):
+                execute(*args)
+                if drawing is not None and number % 2:  # in the first of several steps
+                    drawing._words[DONE] = 0
                 raise AbortedError("the step was aborted")
 
-            runner.execute = aborted
+            setattr(runner, name, aborted)
             try:
                 with contextlib.suppress(AbortedError):
-                    self.engine.step()
+                    self.engine.step(self._most_steps)
             finally:
-                runner.execute = execute
+                delattr(runner, name)
         else:
-            self.engine.step()
+            self.engine.step(self._most_steps)
 
 
 def check_company(bench, make_alone, wishes):

@@ -165,16 +165,20 @@ class Drawing:
             self._describe(rows)
         words[TOKEN_IDS], words[POSITIONS] = batch.token_ids.ctypes.data, batch.positions.ctypes.data
         words[MOST], words[DONE], words[DRAWING_NS] = most_steps, 0, 0
+        logits, is_aborted = np.empty((0, 0), np.float32), False
         try:
             logits = self._runner.execute_through(batch, _JOB.address, self._words.ctypes.data)
         except AbortedError:
-            self._rows = []  # a draw that does not count may be among what is written down of them
-            if not words[DONE]:
-                raise
-            logits = np.empty((len(rows), 0), np.float32)
+            is_aborted = True
         self._count()
         done = int(words[DONE])
-        return logits, self._drawn[: done * len(rows)].reshape(done, len(rows))
+        drawn = self._drawn[: done * len(rows)].reshape(done, len(rows))
+        if is_aborted:
+            self._rows = []  # what is written down of them may be ahead by a draw that does not count
+            drawn = drawn[(drawn >= 0).all(1)]  # for the others there are no logits
+            if not len(drawn):
+                raise AbortedError("the step was aborted")
+        return logits, drawn
 
     @property
     def drawing_s(self) -> float:
