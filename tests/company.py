@@ -8,12 +8,12 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import strategies as st
 
-from nvg.engine.drawing import DONE
 from nvg.engine.engine import Engine
 from nvg.engine.sequence import Request
 from nvg.errors import AbortedError, ParameterError
 from nvg.params import EngineConfig, SamplingParams
 from nvg.sampling.compose import resolve
+from nvg.sampling.steps import DONE
 
 MOST_STEPS = 20_000
 

@@ -115,7 +115,9 @@ PARAMS = SamplingParams(max_tokens=100, ignore_eos=True, seed=5, temperature=0.8
 
 def test_steps_that_nobody_waits_for_are_made_in_one_go(llm, monkeypatch):
     made = counted(llm, monkeypatch)
+    prefilled = llm.stats.prefill_tokens
     outputs = llm.generate(["a", "bc"], PARAMS)
+    assert llm.stats.prefill_tokens - prefilled == 3  # all keys and values stay
     assert max(made) == MOST_STEPS
     assert sum(made) <= 100
     singly = made.copy()

@@ -12,99 +12,54 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray
 
 from nvg.engine.scheduler import Share
 from nvg.engine.sequence import ChoiceSequence
 from nvg.engine.stats import EngineStats
 from nvg.errors import AbortedError
-from nvg.kernels.simd import float32_at, float64_at, int32_at, int64_at
 from nvg.model.contract import Batch, Float32, Int32, TeamRunner
-from nvg.runtime.atomics import atomic_load, call_job, nanoseconds
-from nvg.runtime.compile_cache import CompileStep, Job
-from nvg.runtime.team import MEETING_WORDS, NEXT_UNIT, barrier
+from nvg.runtime.compile_cache import CompileStep
 from nvg.sampling import chain
-from nvg.sampling.compiled import Pass, draw_row
+from nvg.sampling.compiled import Pass
 from nvg.sampling.random import signed
+from nvg.sampling.steps import (
+    BY_CHAIN,
+    DONE,
+    DRAW_STEPS,
+    DRAWING_NS,
+    DRAWN,
+    ENDING,
+    ENDING_OFFSETS,
+    HURRY,
+    IDS,
+    KEYS,
+    KINDS,
+    LD_LOGITS,
+    LOGITS,
+    MEETING,
+    MOST,
+    NUM_IDS,
+    NUM_PASSES,
+    NUM_ROWS,
+    NUM_WORDS,
+    OFFSETS,
+    POSITIONS,
+    ROOM,
+    ROOM_IDS,
+    SPENT,
+    STEP,
+    STEP_CONTEXT,
+    TOKEN_IDS,
+    VALUES,
+)  # fmt: skip
 
 MOST_STEPS = 16
 """In one go: the interpreter's share of a token's time is small then, and outputs come often enough to show."""
-_BY_PYTHON = -1
-"""Instead of a token: the chain draws it, or says what is wrong with the logits."""
-
-# Words of the job's record.
-(
-    STEP, STEP_CONTEXT, MEETING, LOGITS, LD_LOGITS, NUM_IDS, NUM_ROWS, NUM_PASSES, MOST, DONE, ENDS, TOKEN_IDS,
-    POSITIONS, DRAWN, OFFSETS, KINDS, VALUES, KEYS, ENDING_OFFSETS, ENDING, IDS, ROOM, ROOM_IDS, SPENT, DRAWING_NS,
-    HURRY, NUM_WORDS,
-) = range(27)  # fmt: skip
-
-
-def _draw_steps(record: int, thread: int, num_threads: int) -> None:
-    """Job: a model runner's step, the draw of its rows, and so on up to MOST times, until a sequence ends or somebody
-    hurries."""
-    words = carray(int64_at(record), NUM_WORDS)
-    meeting = carray(int64_at(words[MEETING]), MEETING_WORDS)
-    num_rows, num_ids, num_passes = words[NUM_ROWS], words[NUM_IDS], words[NUM_PASSES]
-    width = words[LD_LOGITS] // 4
-    logits = carray(float32_at(words[LOGITS]), num_rows * width)
-    token_ids = carray(int32_at(words[TOKEN_IDS]), num_rows)
-    positions = carray(int32_at(words[POSITIONS]), num_rows)
-    drawn = carray(int32_at(words[DRAWN]), words[MOST] * num_rows)
-    offsets = carray(int32_at(words[OFFSETS]), 2 * num_rows)
-    kinds, values = carray(int64_at(words[KINDS]), num_passes), carray(float64_at(words[VALUES]), num_passes)
-    keys = carray(int64_at(words[KEYS]), 3 * num_rows)
-    ending_offsets = carray(int32_at(words[ENDING_OFFSETS]), num_rows + 1)
-    ending = carray(int32_at(words[ENDING]), ending_offsets[num_rows])
-    ids = carray(int32_at(words[IDS]), num_ids)
-    # this thread's own
-    room = carray(float32_at(words[ROOM] + thread * 8 * num_ids), (2, num_ids))
-    room_ids = carray(int32_at(words[ROOM_IDS] + thread * 8 * num_ids), (2, num_ids))
-    spent = carray(int64_at(words[SPENT] + thread * 8 * num_passes), num_passes)
-    first, end = num_rows * thread // num_threads, num_rows * (thread + 1) // num_threads
-
-    for step in range(words[MOST]):
-        call_job(words[STEP], words[STEP_CONTEXT], thread, num_threads)
-        if barrier(meeting, num_threads):
-            return
-        since = nanoseconds()
-        for row in range(first, end):
-            token_id = np.int64(_BY_PYTHON)
-            if offsets[2 * row] >= 0:
-                low, high = offsets[2 * row], offsets[2 * row + 1]
-                token_id = np.int64(
-                    draw_row(
-                        logits[row * width : row * width + num_ids], ids, kinds[low:high], values[low:high],
-                        spent[low:high], keys[3 * row], keys[3 * row + 1], keys[3 * row + 2], room, room_ids,
-                    )
-                )  # fmt: skip
-                keys[3 * row + 2] += 1
-            drawn[step * num_rows + row] = token_id
-        if barrier(meeting, num_threads):
-            return
-        if thread == 0:
-            words[DRAWING_NS] += nanoseconds() - since
-            words[DONE] = step + 1
-            words[ENDS] = atomic_load(words, HURRY)
-            if step + 1 < words[MOST]:
-                for row in range(num_rows):
-                    token_id = np.int64(drawn[step * num_rows + row])
-                    words[ENDS] |= token_id == _BY_PYTHON
-                    for i in range(ending_offsets[row], ending_offsets[row + 1]):
-                        words[ENDS] |= token_id == ending[i]
-                    token_ids[row] = token_id
-                    positions[row] += 1
-                meeting[NEXT_UNIT] = 0
-        if barrier(meeting, num_threads) or words[ENDS]:
-            return
-
-
-_JOB = Job(_draw_steps)
 
 
 def compile_steps() -> list[CompileStep]:
     """All that must be compiled before tokens can be drawn, here or by a chain."""
-    return [_JOB.step().found_in(__name__), *chain.compile_steps()]
+    return [DRAW_STEPS.step().found_in(__name__), *chain.compile_steps()]
 
 
 class Drawing:
@@ -157,8 +112,8 @@ class Drawing:
         """Run a step, or up to `most_steps` of them for a batch of one token for each row, all of whose sequences can
         be drawn here.
 
-        Returns (logits (R, V) of the last step, token ids int32 (steps, R)); -1 stands for a token that the chain must
-        draw from the logits. Raises AbortedError if the runner was aborted in the first step.
+        Returns (logits (R, V) of the last step, token ids int32 (steps, R)); BY_CHAIN stands for a token that the chain
+        must draw from the logits. Raises AbortedError if the runner was aborted in the first step.
         """
         words = self._words
         if rows != self._rows:
@@ -167,7 +122,7 @@ class Drawing:
         words[MOST], words[DONE], words[DRAWING_NS] = most_steps, 0, 0
         logits, is_aborted = np.empty((0, 0), np.float32), False
         try:
-            logits = self._runner.execute_through(batch, _JOB.address, self._words.ctypes.data)
+            logits = self._runner.execute_through(batch, DRAW_STEPS.address, self._words.ctypes.data)
         except AbortedError:
             is_aborted = True
         self._count()
@@ -175,7 +130,7 @@ class Drawing:
         drawn = self._drawn[: done * len(rows)].reshape(done, len(rows))
         if is_aborted:
             self._rows = []  # what is written down of them may be ahead by a draw that does not count
-            drawn = drawn[(drawn >= 0).all(1)]  # for the others there are no logits
+            drawn = drawn[(drawn != BY_CHAIN).all(1)]  # for the others there are no logits
             if not len(drawn):
                 raise AbortedError("the step was aborted")
         return logits, drawn

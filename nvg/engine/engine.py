@@ -22,6 +22,7 @@ from nvg.errors import AbortedError, NvgError, ParameterError
 from nvg.model.contract import Batch, Float32, ModelRunner, TeamRunner
 from nvg.params import EngineConfig, FinishReason, Piece
 from nvg.sampling.logprobs import guide
+from nvg.sampling.steps import BY_CHAIN
 from nvg.tokenizers.contract import Tokenizer
 from nvg.tokenizers.stream import TextStream
 
@@ -168,7 +169,7 @@ class Engine:
         for share in shares:
             end = row + share.num_rows
             if isinstance(share.sequence, ChoiceSequence):  # a negative goes with its choice, whose rows precede it
-                if drawn is not None and share.num_rows == 1 and drawn[0, row] >= 0:
+                if drawn is not None and share.num_rows == 1 and drawn[0, row] != BY_CHAIN:
                     self._take(share.sequence, drawn[:, row].tolist())
                 else:
                     self._append(share, share.sequence, logits[row:end], logits[end:])

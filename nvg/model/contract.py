@@ -96,5 +96,6 @@ class TeamRunner(ModelRunner, Protocol):
         """The step, for jobs that call it. Stays what it is."""
 
     def execute_through(self, batch: Batch, job: int, context: int) -> Float32:
-        """`execute`, but that the team runs the job at address `job` with `context`, which calls `step_job`: once, or
-        more often, with other token ids and positions in the batch's arrays and the meeting's NEXT_UNIT at 0 again."""
+        """`execute`, but that the team runs the job at address `job` with `context`, which calls `step_job`: once,
+        or more often if each sequence has one token, with other token ids and the next positions in the batch's
+        arrays."""
