@@ -18,7 +18,7 @@ from numba.core import types
 from nvg.runtime.compile_cache import CompileStep, function_step, njit
 from nvg.sampling import vector
 from nvg.sampling.contract import Logits, TokenIds
-from nvg.sampling.vector import CHUNK, LANES
+from nvg.sampling.vector import CHUNK, LANES, NUM_BOUNDS
 
 Float64 = npt.NDArray[np.float64]
 
@@ -28,7 +28,7 @@ _MAGNITUDE = 0x7FFFFFFF  # of a float32: all bits but the sign
 _FEW = 4096
 """Rows up to this size are searched as they are; longer ones are cut down first."""
 _BLOCK = 8 * CHUNK
-_HALVINGS = 8
+_PASSES = 2
 _ALMOST_ONE = 1 - 1e-9
 _DRAW_BLOCK = 32 * LANES
 
@@ -405,6 +405,38 @@ def nucleus(row: Logits, p: float) -> tuple[np.float32, int]:
 
 
 @njit
+def _bounds(
+    row: Logits, weights: Logits, target: float, low: np.float32, high: np.float32
+) -> tuple[np.float32, np.float32]:
+    """(low, high): closer bounds of the value at which the weights of what reaches it reach `target`."""
+    bounds, masses = np.empty(NUM_BOUNDS, np.float32), np.empty(NUM_BOUNDS * LANES, np.float32)
+    whole = row.size // LANES
+    doubt = (whole + 2) * 2.0**-23  # twice what the rounding of float32 sums can make
+    for _ in range(_PASSES):
+        width = (np.float64(high) - np.float64(low)) / (NUM_BOUNDS + 1)
+        previous, last = low, high
+        for i in range(NUM_BOUNDS):
+            bounds[i] = np.float32(np.float64(low) + width * (i + 1))
+            if not previous < bounds[i] < last:
+                return low, high
+            previous = bounds[i]
+        vector.masses_reaching(row, weights, whole, bounds, masses)
+        for i in range(NUM_BOUNDS):
+            mass = 0.0
+            for lane in range(LANES):
+                mass += masses[i * LANES + lane]
+            for j in range(whole * LANES, row.size):
+                if row[j] >= bounds[i]:
+                    mass += weights[j]
+            if mass * (1 - doubt) >= target:
+                low = bounds[i]
+            elif mass * (1 + doubt) < target:
+                high = bounds[i]
+                break
+    return low, high
+
+
+@njit
 def smallest_set(row: Logits, weights: Logits, target: float, low: np.float32, sums: Float64) -> tuple[np.float32, int]:
     """(smallest value, size) of the smallest set of largest values, of equal ones the first, whose weights reach
     `target`. The smallest value is known to be at least `low`. weights: filled up as `weigh` does it; sums: float64
@@ -412,28 +444,22 @@ def smallest_set(row: Logits, weights: Logits, target: float, low: np.float32, s
     # The smallest value is at least `low` and below `high`; `mass` is what weighs at least `high`.
     high, mass = _above(largest(row)), 0.0
     values, outside = row, 0.0
-    halvings = _HALVINGS if row.size > _FEW else 0
-    while True:
-        if halvings:
-            middle = np.float32((np.float64(low) + np.float64(high)) / 2)
-            halvings -= 1
-            if not halvings or not low < middle < high:
-                halvings = 0
-                indices = np.empty(row.size, np.int32)
-                indices = indices[: _append_between(row, 0, row.size, low, high, indices, 0)]
-                values, weights = _taken(row, indices, -_INF), _taken(weights, indices, np.float32(0))
-                outside = mass
-                continue
-        else:
-            reached, missed = _key(low), _key(high)
-            if missed - reached <= 1:
-                break
-            middle = _value((reached + missed) >> 1)
-        middle_mass = outside + mass_reaching(values, weights, middle, sums)
+    if row.size > _FEW:
+        low, high = _bounds(row, weights, target, low, high)
+        mass = mass_reaching(row, weights, high, sums)
+        indices = np.empty(row.size, np.int32)
+        indices = indices[: _append_between(row, 0, row.size, low, high, indices, 0)]
+        values, weights = _taken(row, indices, -_INF), _taken(weights, indices, np.float32(0))
+        outside = mass
+    reached, missed = _key(low), _key(high)
+    while missed - reached > 1:
+        middle = (reached + missed) >> 1
+        middle_mass = outside + mass_reaching(values, weights, _value(middle), sums)
         if middle_mass >= target:
-            low = middle
+            reached = middle
         else:
-            high, mass = middle, middle_mass
+            missed, mass = middle, middle_mass
+    low, high = _value(reached), _value(missed)
 
     size = count_reaching(row, high)
     threshold = _INF

@@ -20,6 +20,7 @@ from nvg.runtime import cpu
 
 LANES = 16
 CHUNK = 32
+NUM_BOUNDS = 8
 _F64 = ir.DoubleType()
 _WIDE = ir.VectorType(_F64, LANES)
 
@@ -260,6 +261,33 @@ def add_reaching(typingctx, row, weights, num_chunks, bound, sums):
         return context.get_dummy_value()
 
     return _for_rows(row, types.void(row, weights, types.int64, types.float32, sums), codegen)
+
+
+@intrinsic
+def masses_reaching(typingctx, row, weights, num_chunks, bounds, masses):
+    """Write to the float32 array `masses`, `LANES` for each of `NUM_BOUNDS` bounds, the sums of the weights of the
+    values that are at least that bound: of `num_chunks` times `LANES` elements from the beginning, one sum a lane."""
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder, LANES)
+        zero = ir.Constant(I64, 0)
+        data, weight_data, bound_data = (array_data(context, builder, sig.args[i], args[i], zero) for i in (0, 1, 3))
+        indices = [ir.Constant(I64, i) for i in range(NUM_BOUNDS)]
+        floats = ir.FloatType()
+        bounds = [emit.splat(builder.load(builder.gep(bound_data, [i], source_etype=floats))) for i in indices]
+        totals = [cgutils.alloca_once_value(builder, emit.constant(0)) for _ in indices]
+        with _chunks(builder, args[2], LANES) as (index, _):
+            values, weights = emit.load(emit.offset(data, index)), emit.load(emit.offset(weight_data, index))
+            for bound, total in zip(bounds, totals, strict=True):
+                reaches = builder.fcmp_ordered(">=", values, bound)
+                before = builder.load(total)
+                builder.store(builder.select(reaches, builder.fadd(before, weights), before), total)
+        for i, total in enumerate(totals):
+            offset = ir.Constant(I64, i * LANES)
+            emit.store(builder.load(total), array_data(context, builder, sig.args[4], args[4], offset))
+        return context.get_dummy_value()
+
+    return _for_rows(row, types.void(row, weights, types.int64, bounds, masses), codegen)
 
 
 @intrinsic
