@@ -40,6 +40,7 @@ def _variants(precision: str) -> list[Variant]:
 
     return [
         variant("nvg", "nvg", "Nvg"),
+        variant("nvg-bf16-kv", "nvg-bf16-kv", "Nvg", kv="bfloat16"),
         variant("nvg-int8-kv", "nvg-int8-kv", "Nvg", kv="int8"),
         variant("llama.cpp", "llama.cpp", "LlamaCpp", type=_LLAMA_TYPES[precision]),
         variant("openvino-genai", "openvino-genai", "OpenVino"),

@@ -13,12 +13,12 @@ from hypothesis.extra import numpy as hnp
 from numba import njit
 from numba.core.errors import TypingError
 
-from nvg.sampling import random, select, vector
+from nvg.sampling import mass, random, select, vector
 from nvg.sampling.chain import compile_steps
 from nvg.sampling.vector import CHUNK, LANES
 
 SIZES = [1, 2, LANES - 1, LANES, LANES + 1, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 7]
-LONG = 3 * select._FEW + 11  # cut down by bounds before it is searched
+LONG = 3 * select.FEW + 11  # cut down by bounds before it is searched
 EDGES = [0.0, -0.0, 1e-45, -1e-45, float(np.finfo(np.float32).max), float(np.finfo(np.float32).min)]
 
 
@@ -93,7 +93,7 @@ def check_all(row, k, p):
     np.testing.assert_array_equal(edited(select.keep_from, row, threshold, k), only(row, order[:k]))
     np.testing.assert_array_equal(edited(select.keep_largest, row, k), only(row, order[:k]))
 
-    threshold, size = select.nucleus(row, p)
+    threshold, size = mass.nucleus(row, p)
     descending = row[order].astype(np.float64)
     weights = np.exp(descending - descending[0])
     reached, target = weights.cumsum(), p * weights.sum()
@@ -171,7 +171,7 @@ def test_rows_against_the_rules_harm_nobody(value, size):
     for function, args in (
         (select.keep_first_largest, ()),
         (select.kth_largest, (1,)),
-        (select.nucleus, (0.5,)),
+        (mass.nucleus, (0.5,)),
         (select.keep_from, (0.0, 1)),
         (select.keep_largest, (1,)),
         (select.keep_ratio, (-1.0,)),
@@ -226,7 +226,7 @@ def test_the_place_in_memory_and_the_company_do_not_matter():
         buffer = rng.normal(size=LONG + 2 * CHUNK).astype(np.float32)
         moved = buffer[shift : shift + LONG]
         moved[:] = row
-        results.add((select.nucleus(moved, 0.8), select.kth_largest(moved, 50), select.pick(moved, 0.3)))
+        results.add((mass.nucleus(moved, 0.8), select.kth_largest(moved, 50), select.pick(moved, 0.3)))
     assert len(results) == 1
 
 
@@ -241,12 +241,12 @@ def test_all_that_python_calls_is_compiled_beforehand():
 ELSEWHERE = """
 import numpy, sys
 from nvg.runtime import cpu
-from nvg.sampling import select
+from nvg.sampling import mass, select
 from nvg.sampling.random import uniform
 row = numpy.load(sys.argv[1])
 first, top = row.copy(), row.copy()
 select.keep_first_largest(first)
-threshold, size = select.nucleus(row, 0.9)
+threshold, size = mass.nucleus(row, 0.9)
 select.keep_from(top, threshold, size)
 draws = [select.pick(row, uniform(3, 0, i, 0, 0))[0] for i in range(50)]
 print(cpu.features().vector_floats)

@@ -15,7 +15,7 @@ import numpy as np
 
 from nvg.errors import EngineError, SamplerError, fault
 from nvg.runtime.compile_cache import CompileStep
-from nvg.sampling import edit, logprobs, random, select, spread
+from nvg.sampling import edit, logprobs, mass, random, select, spread
 from nvg.sampling.contract import Logits, SamplerRequest, TokenIds
 from nvg.sampling.draw import draw
 from nvg.sampling.random import DRAW_STAGE, uniform
@@ -27,7 +27,7 @@ _FEW = 1024
 
 def compile_steps() -> list[CompileStep]:
     """All that must be compiled before nvg's own samplers and the draw can run."""
-    files = random, select, logprobs, spread, edit
+    files = random, select, mass, logprobs, spread, edit
     return [step.found_in(__name__) for file in files for step in file.compile_steps()]
 
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from nvg.runtime.atomics import nanoseconds
 from nvg.runtime.compile_cache import njit
-from nvg.sampling import select
+from nvg.sampling import mass, select
 from nvg.sampling.chain import Stage
-from nvg.sampling.contract import Logits, TokenIds
+from nvg.sampling.contract import Float64, Logits, TokenIds
 from nvg.sampling.greedy import Greedy
 from nvg.sampling.minp import MinP
 from nvg.sampling.random import DRAW_STAGE, signed, uniform_of_words
@@ -25,7 +25,6 @@ from nvg.sampling.topk import TopK
 from nvg.sampling.topp import TopP
 
 Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
 
 _FIRST, _DIVIDE, _LARGEST, _NUCLEUS, _RATIO, _NOTHING = range(6)
 _DRAW_STAGE = signed(DRAW_STAGE)
@@ -103,7 +102,7 @@ def draw_row(
             num_left = np.int64(value)
             threshold = select.kth_largest(candidates, num_left)
         elif kind == _NUCLEUS:
-            threshold, num_left = select.nucleus(candidates, value)
+            threshold, num_left = mass.nucleus(candidates, value)
         elif kind == _RATIO:
             threshold = select.ratio_bound(candidates, value)
             num_left = select.count_reaching(candidates, threshold)

@@ -24,6 +24,7 @@ from nvg.tokenizers.contract import Tokenizer
 
 Logits = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int32]
+Float64 = npt.NDArray[np.float64]
 
 
 class State(Protocol):

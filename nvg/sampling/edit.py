@@ -13,7 +13,7 @@ from numba.core import types
 
 from nvg.runtime.compile_cache import CompileStep, function_step, njit
 from nvg.sampling import select
-from nvg.sampling.contract import Logits, State, TokenIds
+from nvg.sampling.contract import Float64, Logits, State, TokenIds
 
 _LOWEST, _HIGHEST = np.finfo(np.float32).min, np.finfo(np.float32).max
 _INF = np.float32(np.inf)
@@ -50,7 +50,7 @@ def _finite(logit: float) -> np.float32:
 
 
 @njit(cached=True, nogil=False)
-def add(row: Logits, token_ids: TokenIds, ids: TokenIds, amounts: select.Float64) -> None:
+def add(row: Logits, token_ids: TokenIds, ids: TokenIds, amounts: Float64) -> None:
     """Add to the logits of the tokens `ids`, in place, as far as they are candidates; -inf removes one."""
     for i in range(ids.size):
         place = _place(token_ids, ids[i])

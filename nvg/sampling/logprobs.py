@@ -11,7 +11,7 @@ from numba.core import types
 
 from nvg.params import TokenLogprobs
 from nvg.runtime.compile_cache import CompileStep, function_step, njit
-from nvg.sampling import select
+from nvg.sampling import mass, select
 from nvg.sampling.contract import Logits
 from nvg.sampling.vector import LANES
 
@@ -20,7 +20,7 @@ from nvg.sampling.vector import LANES
 def log_total(row: Logits) -> float:
     """ln(sum of e^row) in nats, for a row without NaN or +inf; weights are float32, their sum float64."""
     top = select.largest(row)
-    _, total = select.weigh(row, top, np.empty(LANES))
+    _, total = mass.weigh(row, top, np.empty(LANES))
     return np.float64(top) + math.log(total)
 
 

@@ -9,14 +9,11 @@ which Numba makes again when the author's file changes, or the versions of Numba
 # mypy: disallow-untyped-decorators=False, warn-return-any=False
 
 import numpy as np
-import numpy.typing as npt
 
 from nvg.runtime.compile_cache import njit
-from nvg.sampling import select, vector
-from nvg.sampling.contract import Logits
+from nvg.sampling import mass, select, vector
+from nvg.sampling.contract import Float64, Logits
 from nvg.sampling.vector import LANES
-
-Float64 = npt.NDArray[np.float64]
 
 
 @njit(cached=True)
@@ -91,4 +88,4 @@ def kth_largest(logits: Logits, k: int) -> np.float32:
 def nucleus_threshold(logits: Logits, p: float) -> np.float32:
     """The smallest logit of the nucleus, in O(n): those at least this large reach probability p, 0 < p <= 1, and those
     larger do not."""
-    return select.nucleus(logits, p)[0]
+    return mass.nucleus(logits, p)[0]

@@ -12,44 +12,39 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 from numba.core import types
 
 from nvg.runtime.compile_cache import CompileStep, function_step, njit
 from nvg.sampling import vector
 from nvg.sampling.contract import Logits, TokenIds
-from nvg.sampling.vector import CHUNK, LANES, NUM_BOUNDS
-
-Float64 = npt.NDArray[np.float64]
+from nvg.sampling.vector import CHUNK, LANES
 
 _LOWEST, _HIGHEST = np.finfo(np.float32).min, np.finfo(np.float32).max
 _INF = np.float32(np.inf)
 _MAGNITUDE = 0x7FFFFFFF  # of a float32: all bits but the sign
-_FEW = 4096
+FEW = 4096
 """Rows up to this size are searched as they are; longer ones are cut down first."""
 _BLOCK = 8 * CHUNK
-_PASSES = 2
-_ALMOST_ONE = 1 - 1e-9
 _DRAW_BLOCK = 32 * LANES
 
 
 @njit
-def _key(value: np.float32) -> np.int64:
+def key_of(value: np.float32) -> np.int64:
     """A float32 as an integer that orders as it does, without gaps; 0 for both zeros."""
     bits = np.int64(np.float32(value).view(np.int32))
     return bits if bits >= 0 else -(bits & _MAGNITUDE)
 
 
 @njit
-def _value(key: np.int64) -> np.float32:
-    """The float32 of a `_key`."""
+def value_of(key: np.int64) -> np.float32:
+    """The float32 of a `key_of`."""
     return np.int32(key if key >= 0 else -key - _MAGNITUDE - 1).view(np.float32)
 
 
 @njit
-def _above(value: np.float32) -> np.float32:
+def above(value: np.float32) -> np.float32:
     """The next larger float32."""
-    return _value(_key(value) + 1)
+    return value_of(key_of(value) + 1)
 
 
 @njit
@@ -229,13 +224,13 @@ def keep_from(row: Logits, threshold: np.float32, size: int) -> None:
     """Remove all but the `size` largest, in place, where the last of these is known to be `threshold`; of equal ones
     the first stay."""
     threshold = np.float32(threshold)
-    above = _above(threshold)
+    next_one = above(threshold)
     excess = _remove_below(row, threshold) - size
     if excess <= 0:
         return
-    room = count_reaching(row, threshold) - count_reaching(row, above) - excess
+    room = count_reaching(row, threshold) - count_reaching(row, next_one) - excess
     for start in range(0, row.size, CHUNK):
-        bits = _bits(row, start, threshold, above)
+        bits = _bits(row, start, threshold, next_one)
         while bits:
             if room <= 0:
                 row[start + vector.lowest_bit(bits)] = -_INF
@@ -244,7 +239,7 @@ def keep_from(row: Logits, threshold: np.float32, size: int) -> None:
 
 
 @njit
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
     return (size + CHUNK - 1) // CHUNK * CHUNK
 
 
@@ -257,7 +252,7 @@ def _filled(size: int, value: np.float32) -> Logits:
 
 
 @njit
-def _append_between(
+def append_between(
     row: Logits, first: int, end: int, low: np.float32, high: np.float32, found: TokenIds, size: int
 ) -> int:
     """Write the indices of the values of row[first:end] with low <= value < high to `found` from `size` on; returns
@@ -272,9 +267,9 @@ def _append_between(
 
 
 @njit
-def _taken(row: Logits, indices: TokenIds, filler: np.float32) -> Logits:
+def taken(row: Logits, indices: TokenIds, filler: np.float32) -> Logits:
     """row[indices], and `filler` up to a multiple of `CHUNK`."""
-    taken = _filled(_padded(indices.size), filler)
+    taken = _filled(padded(indices.size), filler)
     for i in range(indices.size):
         taken[i] = row[indices[i]]
     return taken
@@ -283,7 +278,7 @@ def _taken(row: Logits, indices: TokenIds, filler: np.float32) -> Logits:
 @njit
 def _can_bound(size: int, k: int) -> bool:
     """Whether `_reaching_bound` cuts a row down."""
-    return size > _FEW and 2 * k * CHUNK <= size
+    return size > FEW and 2 * k * CHUNK <= size
 
 
 @njit
@@ -298,14 +293,14 @@ def _reaching_bound(row: Logits, k: int) -> tuple[np.float32, TokenIds, Logits]:
     size = 0
     for start in range(0, row.size, block):
         if maxima[start // block] >= bound:
-            size = _append_between(row, start, min(start + block, row.size), bound, _INF, found, size)
-    return bound, found[:size], _taken(row, found[:size], -_INF)
+            size = append_between(row, start, min(start + block, row.size), bound, _INF, found, size)
+    return bound, found[:size], taken(row, found[:size], -_INF)
 
 
 @njit
 def _block_maxima(row: Logits, block: int) -> Logits:
     """The largest of each `block` elements, a multiple of CHUNK; filled up with -inf."""
-    maxima = _filled(_padded((row.size + block - 1) // block), -_INF)
+    maxima = _filled(padded((row.size + block - 1) // block), -_INF)
     whole = row.size // CHUNK
     for start in range(0, whole, block // CHUNK):
         num_chunks = min(block // CHUNK, whole - start)
@@ -332,7 +327,7 @@ def keep_largest(row: Logits, k: int) -> None:
         return
     bound, indices, values = _reaching_bound(row, k)
     threshold = _search(values, k, bound)
-    room = k - count_reaching(values, _above(threshold))
+    room = k - count_reaching(values, above(threshold))
     for i in range(row.size):
         row[i] = -_INF
     for i in range(indices.size):
@@ -345,139 +340,14 @@ def keep_largest(row: Logits, k: int) -> None:
 @njit
 def _search(values: Logits, k: int, low: np.float32) -> np.float32:
     """The k-th largest, which is at least `low`: bit by bit, counting."""
-    reached, missed = _key(low), _key(_INF)
+    reached, missed = key_of(low), key_of(_INF)
     while missed - reached > 1:
         middle = (reached + missed) >> 1
-        if count_reaching(values, _value(middle)) >= k:
+        if count_reaching(values, value_of(middle)) >= k:
             reached = middle
         else:
             missed = middle
-    return _value(reached)
-
-
-@njit
-def _in_order(sums: Float64) -> float:
-    total = 0.0
-    for lane in range(LANES):
-        total += sums[lane]
-    return total
-
-
-@njit
-def mass_reaching(row: Logits, weights: Logits, bound: np.float32, sums: Float64) -> float:
-    """The weight of the values that are at least `bound`; sums: float64 (LANES,), overwritten."""
-    sums[:] = 0
-    whole = row.size // LANES
-    vector.add_reaching(row, weights, whole, bound, sums)
-    for i in range(whole * LANES, row.size):
-        if row[i] >= bound:
-            sums[i - whole * LANES] += weights[i]
-    return _in_order(sums)
-
-
-@njit
-def weigh(row: Logits, top: np.float32, sums: Float64) -> tuple[Logits, float]:
-    """(e^(row - top), float32, filled up with 0 to a multiple of `CHUNK`; their total). sums: float64 (LANES,),
-    overwritten."""
-    weights = np.empty(_padded(row.size), np.float32)
-    for i in range(row.size):
-        weights[i] = row[i]
-    for i in range(row.size, weights.size):
-        weights[i] = -_INF
-    sums[:] = 0
-    vector.weigh(weights, weights.size // LANES, top, sums)
-    return weights, _in_order(sums)
-
-
-@njit(cached=True, nogil=False)
-def nucleus(row: Logits, p: float) -> tuple[np.float32, int]:
-    """The smallest logit of the nucleus, and how many of the most probable tokens it takes to reach probability p, from
-    0 to 1. Weights are float32, sums float64.
-    """
-    top = largest(row)
-    sums = np.empty(LANES)
-    weights, total = weigh(row, top, sums)
-    low = -_INF
-    if row.size > _FEW and p < _ALMOST_ONE:
-        # What is less probable than (1 - p) / n weighs less than 1 - p in all, and is not in the nucleus.
-        low = _value(_key(np.float32(top + np.log((1 - p) * total / row.size) - 0.01)) - 1)
-    return smallest_set(row, weights, p * total, low, sums)
-
-
-@njit
-def _bounds(
-    row: Logits, weights: Logits, target: float, low: np.float32, high: np.float32
-) -> tuple[np.float32, np.float32]:
-    """(low, high): closer bounds of the value at which the weights of what reaches it reach `target`."""
-    bounds, masses = np.empty(NUM_BOUNDS, np.float32), np.empty(NUM_BOUNDS * LANES, np.float32)
-    whole = row.size // LANES
-    doubt = (whole + 2) * 2.0**-23  # twice what the rounding of float32 sums can make
-    for _ in range(_PASSES):
-        width = (np.float64(high) - np.float64(low)) / (NUM_BOUNDS + 1)
-        previous, last = low, high
-        for i in range(NUM_BOUNDS):
-            bounds[i] = np.float32(np.float64(low) + width * (i + 1))
-            if not previous < bounds[i] < last:
-                return low, high
-            previous = bounds[i]
-        vector.masses_reaching(row, weights, whole, bounds, masses)
-        for i in range(NUM_BOUNDS):
-            mass = 0.0
-            for lane in range(LANES):
-                mass += masses[i * LANES + lane]
-            for j in range(whole * LANES, row.size):
-                if row[j] >= bounds[i]:
-                    mass += weights[j]
-            if mass * (1 - doubt) >= target:
-                low = bounds[i]
-            elif mass * (1 + doubt) < target:
-                high = bounds[i]
-                break
-    return low, high
-
-
-@njit
-def smallest_set(row: Logits, weights: Logits, target: float, low: np.float32, sums: Float64) -> tuple[np.float32, int]:
-    """(smallest value, size) of the smallest set of largest values, of equal ones the first, whose weights reach
-    `target`. The smallest value is known to be at least `low`. weights: filled up as `weigh` does it; sums: float64
-    (LANES,), overwritten."""
-    # The smallest value is at least `low` and below `high`; `mass` is what weighs at least `high`.
-    high, mass = _above(largest(row)), 0.0
-    values, outside = row, 0.0
-    if row.size > _FEW:
-        low, high = _bounds(row, weights, target, low, high)
-        mass = mass_reaching(row, weights, high, sums)
-        indices = np.empty(row.size, np.int32)
-        indices = indices[: _append_between(row, 0, row.size, low, high, indices, 0)]
-        values, weights = _taken(row, indices, -_INF), _taken(weights, indices, np.float32(0))
-        outside = mass
-    reached, missed = _key(low), _key(high)
-    while missed - reached > 1:
-        middle = (reached + missed) >> 1
-        middle_mass = outside + mass_reaching(values, weights, _value(middle), sums)
-        if middle_mass >= target:
-            reached = middle
-        else:
-            missed, mass = middle, middle_mass
-    low, high = _value(reached), _value(missed)
-
-    size = count_reaching(row, high)
-    threshold = _INF
-    for i in range(values.size):
-        if low <= values[i] < threshold:
-            threshold = values[i]
-    for i in range(values.size):
-        if values[i] == threshold and mass < target:  # of equals only as many as it takes
-            mass += np.float64(weights[i])
-            size += 1
-    return threshold, size
-
-
-@njit(cached=True, nogil=False)
-def keep_nucleus(row: Logits, p: float) -> None:
-    """Remove all but the nucleus, in place; p: from 0 to 1."""
-    threshold, size = nucleus(row, p)
-    keep_from(row, threshold, size)
+    return value_of(reached)
 
 
 @njit(cached=True, nogil=False)
@@ -551,8 +421,6 @@ def compile_steps() -> list[CompileStep]:
         function_step(keep_from, (row, float64, int64)),
         function_step(keep_largest, (row, int64)),
         function_step(kth_largest, (row, int64)),
-        function_step(nucleus, (row, float64)),
-        function_step(keep_nucleus, (row, float64)),
         function_step(divide, (row, float64)),
         function_step(pick, (row, float64)),
     ]

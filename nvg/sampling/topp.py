@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvg import ranges
-from nvg.sampling import select
+from nvg.sampling import mass
 from nvg.sampling.contract import Logits, State, TokenIds
 
 
@@ -28,7 +28,7 @@ class TopP:
 
     def apply(self, logits: Logits, token_ids: TokenIds, state: State) -> None:
         if self.p < 1:
-            select.keep_nucleus(logits, float(self.p))
+            mass.keep_nucleus(logits, float(self.p))
 
 
 def nucleus(logits: Logits, p: float) -> tuple[np.float32, int]:
@@ -37,5 +37,5 @@ def nucleus(logits: Logits, p: float) -> tuple[np.float32, int]:
     logits: float32 (n,), at least one finite. p: in (0, 1]. Probabilities are those of the tokens that are left: their
     weights have the precision of the logits, float32; sums are float64.
     """
-    threshold, size = select.nucleus(logits, float(p))
+    threshold, size = mass.nucleus(logits, float(p))
     return np.float32(threshold), size
