@@ -379,7 +379,9 @@ CROSSING = {
     "words and stops": {"regex": "([A-Za-z]+[ ,.]){3,9}"},
     "letters of any script": {"regex": r"\w{1,12}( \w+)*"},
     "terminals": {"lark": 'start: WORD (" " WORD)* "."\nWORD: /[a-z]{1,15}/'},
-    "another terminal inside": {"lark": "start: (WORD | NOT)+\nWORD: /[a-z]{1,25}/ & ~/.*[aeiou]n?/\nNOT: / [a-zA-Z]{9}/"},
+    "another terminal inside": {
+        "lark": "start: (WORD | NOT)+\nWORD: /[a-z]{1,25}/ & ~/.*[aeiou]n?/\nNOT: / [a-zA-Z]{9}/"
+    },
 }
 
 
