@@ -281,10 +281,10 @@ def test_a_tokenizer_without_end_of_text():
         ({"regex": r"abc[^\s\S]"}, "regex can't be used: "),
         ({"choice": "a,,b"}, "choice is 'a,,b': one of the texts is empty"),
         ({"lark": "start: nothing"}, "lark can't be used: "),
-        ({"lark": "start: start"}, "lark can't be used: "),
-        ({"lark": 'start: start "a"'}, "lark can't be used: no text has this form"),
-        ({"lark": 'start: "a" start'}, "lark can't be used: "),
-        ({"lark": 'start: "x" y\ny: z\nz: y "b"'}, "lark can't be used: "),
+        ({"lark": "start: x\nx: (y"}, "lark can't be used: 2(6): Expected token ')', found "),
+        ({"lark": "start: start"}, "no text has this form: the rule start can't come to an end"),
+        ({"lark": 'start: "a" start | /b+/ start'}, "no text has this form: the rule start can't come to an end"),
+        ({"lark": 'start: "x" y | "z"\ny: z\nz: y "b"'}, "no text has this form: the rules y, z can't come to an end"),
         (
             {"schema": '{"allOf": [{"type": "string"}, {"type": "integer"}]}'},
             "Unsatisfiable schema: incompatible types",
@@ -317,6 +317,8 @@ HARD = {
     "many properties": {
         "schema": json.dumps({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}})
     },
+    "forced without an end": {"lark": 'start: "x" | /a+/ "a"'},
+    "recursion in JSON": {"lark": 'start: %json {"type": "object", "properties": {"a": {"$ref": "#"}}}'},
     "ambiguous grammar": {"lark": 'start: s\ns: s s | s s s | "a" | '},
 }
 
