@@ -26,7 +26,7 @@ from nvg_grammar.recursion import endless_rules
         ('start: "a"\nunused: unused', ""),
         ('start: perm::0x0\nperm::_: "" %if is_ones([0:2]) | "a" perm::set_bit(0) %if bit_clear(0)', ""),
         ("%import common.INT\n%ignore /[ ]+/\nstart: INT | start", ""),
-        ('start: # all\n  "a"', ""),
+        ('start: x # all\n  | "a"\nx: start', ""),
         ("start: ", ""),
     ],
 )
