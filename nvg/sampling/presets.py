@@ -64,7 +64,7 @@ class Preset:
             raise type(error)(f"preset {self.name!r} ({self.origin}): {error}") from error
 
 
-_BUILT_IN = (
+_BUILT_IN: tuple[tuple[str, str, tuple[tuple[str, Mapping[str, Any]], ...]], ...] = (
     ("balanced", "The command line's default.", DEFAULT_CHAIN),
     (
         "precise",
