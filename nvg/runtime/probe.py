@@ -28,9 +28,9 @@ def missing_instructions(target: tuple[str, str, str], wanted: Sequence[Instruct
     are.
     """
     path = cache_root() / "instructions" / f"{_key(target, wanted)}.json"
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # unreadable: ask again
-        with open_own(path) as file:
-            return frozenset(json.loads(file.read())["missing"])
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError), open_own(path) as file:
+        return frozenset(json.loads(file.read())["missing"])
+    # there is no answer that can be read: ask
     left = [(one.name, one.function(target[0])) for one in wanted]
     missing: list[str] = []
     is_final = True
