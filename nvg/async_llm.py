@@ -129,6 +129,7 @@ class AsyncStream(RequestStream):
     async def __anext__(self) -> Piece:
         if not self._left:
             raise StopAsyncIteration
+        self._thread.check_caller()
         try:
             piece = self._took(await self._box.get())
         except BaseException:

@@ -344,6 +344,7 @@ class Stream(RequestStream):
     def __next__(self) -> Piece:
         if not self._left:
             raise StopIteration
+        self._thread.check_caller()
         try:
             piece = self._took(_get(self._pieces))
         except BaseException:

@@ -27,67 +27,76 @@ class SamplingParams:
     distribution is drawn from, unchanged (temperature 1). Each sets an option of a stage of the chain, and without a
     `sampler` it adds the stage, in the order penalties, dry, topnsigma, topk, typical, topp, minp, xtc, temperature.
 
+    temperature: divides the logits; 0 or more, and 0 means greedy
+    top_k: keep the k most probable tokens; 0 or more, and 0 means all
+    top_p: keep the smallest set of most probable tokens whose probability reaches p; above 0, up to 1, which means all
+    min_p: keep tokens at least min_p times as probable as the most probable; 0 to 1, and 0 means all
+    typical_p: keep the tokens whose surprise is nearest the entropy and that reach probability p; above 0, up to 1,
+        which means all
+    top_n_sigma: keep tokens whose logits are within n standard deviations of the largest; 0 or more, and 0 means all
+    xtc_probability: how often to exclude the top choices but the least probable of them; 0 to 1, and 0 means never
+    xtc_threshold: how probable a top choice is at least; 0 to 1, and above 0.5 nothing is excluded
+    repetition_penalty: divides the logits above 0 of tokens among the last 64, and multiplies those below; above 0, and
+        1 means off
+    presence_penalty: subtracted from the logits of tokens among the last 64; any number, and 0 means off
+    frequency_penalty: the same, once for each time that they came; any number, and 0 means off
+    dry_multiplier: scales the penalty on tokens that would prolong a repetition; 0 or more, and 0 means off
+
+    sampler: a chain: a name, `(name, {option: value})`, `{"name": ..., "options": {...}}`, a sampler object, or a
+        sequence of these, applied in order; default None
+    max_tokens: most tokens to generate; 0 or more, and 0 means prefill only; default 64
+    min_tokens: end-of-text and stop ids can't be drawn before this many tokens; 0 or more; default 0
+    stop: a text, or a sequence of texts, that ends the request where the earliest of them begins; they are not part of
+        its text; default ()
+    stop_token_ids: token ids that end the request; counted in token_ids, not shown in text; default ()
+    ignore_eos: treat the end-of-text token as any other; default False
+    seed: 0 to 2**64 - 1; default None, which draws one and reports it in the output
+    n: how many choices to generate from the one prompt; 1 or more; default 1
+    negative_prompt: with `guidance_scale`: what to steer away from, a text or token ids; default None, which is the
+        prompt's last token alone, so that the text is steered towards the prompt
+    guidance_scale: classifier-free guidance (Sanchez et al. 2023, arXiv:2306.17806, as in transformers): before the
+        chain the logits become `n + guidance_scale * (p - n)`, p and n being the log-softmax of those that follow the
+        prompt and the negative prompt, each with the same output behind it; 0, which follows the negative prompt, to
+        1000; 1 means off; default None, off
+    logprobs: report, for each token, its log-probability (nats) before the chain and the k most probable tokens'; 0 or
+        more, and 0 reports its own alone; default None, which reports nothing
+    prompt_logprobs: the same for the prompt's tokens but the first; such a prompt does not read the prefix cache;
+        default None
+    explain: report, for each token, what every stage of the chain did to the candidates; the tokens stay the same;
+        default False
+    on_full: when prompt and output fill the context: "stop" ends with "length"; "error" refuses a request that might
+        come to it; "slide" goes on with the last half of the context, computed anew, because learned positions can't
+        shift; default 'stop'
+
     Raises ParameterError (a ValueError) for a value outside its range.
     """
 
     temperature: float | None = None
-    """Divides the logits; >= 0, and 0 means greedy."""
     top_k: int | None = None
-    """Keep the k most probable tokens; 0 means all."""
     top_p: float | None = None
-    """Keep the smallest set of most probable tokens whose probability reaches p; in (0, 1], 1 means all."""
     min_p: float | None = None
-    """Keep tokens at least min_p times as probable as the most probable; in [0, 1], 0 means all."""
     typical_p: float | None = None
-    """Keep the tokens whose surprise is nearest the entropy and that reach probability p; in (0, 1], 1 means all."""
     top_n_sigma: float | None = None
-    """Keep tokens whose logits are within n standard deviations of the largest; 0 means all."""
     xtc_probability: float | None = None
-    """How often to exclude the top choices but the least probable of them; in [0, 1], 0 means never."""
     xtc_threshold: float | None = None
-    """How probable a top choice is at least; in [0, 1], above 0.5 nothing is excluded."""
     repetition_penalty: float | None = None
-    """Divides the logits above 0 of tokens among the last 64, and multiplies those below; > 0, and 1 means off."""
     presence_penalty: float | None = None
-    """Subtracted from the logits of tokens among the last 64; 0 means off."""
     frequency_penalty: float | None = None
-    """Subtracted from the logits of tokens among the last 64, once for each time that they came; 0 means off."""
     dry_multiplier: float | None = None
-    """Scales the penalty on tokens that would prolong a repetition; 0 means off."""
     sampler: Any = None
-    """A chain: a name, `(name, {option: value})`, `{"name": ..., "options": {...}}`, a sampler object, or a
-    sequence of these, applied in order."""
     max_tokens: int = 64
-    """Most tokens to generate; 0 means prefill only."""
     min_tokens: int = 0
-    """End-of-text and stop ids can't be drawn before this many tokens."""
     stop: str | Sequence[str] = ()
-    """Strings that end the text where the earliest of them begins; they are not part of it."""
     stop_token_ids: Sequence[int] = ()
-    """Token ids that end the request; counted in token_ids, not shown in text."""
     ignore_eos: bool = False
-    """Treat the end-of-text token as any other."""
     seed: int | None = None
-    """0 .. 2**64 - 1; None draws one, reported in the output."""
     n: int = 1
-    """How many choices to generate from the one prompt."""
     negative_prompt: str | Sequence[int] | None = None
-    """With `guidance_scale`: what to steer away from, a text or token ids. None means the prompt's last token alone,
-    so that the text is steered towards the prompt."""
     guidance_scale: float | None = None
-    """Classifier-free guidance (Sanchez et al. 2023, arXiv:2306.17806, as in transformers): before the chain the logits
-    become `n + guidance_scale * (p - n)`, p and n being the log-softmax of those that follow the prompt and the
-    negative prompt, each with the same output behind it. 0 .. 1000; 0 follows the negative prompt, None and 1 mean off.
-    """
     logprobs: int | None = None
-    """Report, for each token, its log-probability before the chain and the k most probable tokens' (0: its own)."""
     prompt_logprobs: int | None = None
-    """The same for the prompt's tokens but the first. Such a prompt does not read the prefix cache."""
     explain: bool = False
-    """Report, for each token, what every stage of the chain did to the candidates; the tokens stay the same."""
     on_full: str = "stop"
-    """When prompt and output fill the context: "stop" ends with "length"; "error" refuses a request that might come
-    to it; "slide" goes on with the last half of the context, computed anew, because learned positions can't shift."""
 
     def __post_init__(self) -> None:
         if self.temperature is not None:
@@ -170,32 +179,39 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How a model is loaded and how much may run at once. Raises ParameterError for a value outside its range."""
+    """How a model is loaded and how much may run at once.
+
+    model: a built-in model's name or the path of a Hugging Face GPT-2 directory; default 'tales'
+    dtype: how matmul weights are stored: float32, bfloat16, int8 or int4; default 'float32'
+    kv_dtype: how keys and values are stored: float32, bfloat16 or int8; default None, which means float32 with float32
+        weights, else bfloat16
+    tokenizer: name of a tokenizer plugin; default None, which takes the checkpoint's own
+    threads: compute threads, 1 to 256; default None, which means the physical cores that this process may use
+    max_num_seqs: most sequences in one step, 1 or more; default 64
+    max_num_batched_tokens: most tokens in one step, 1 to 65536; longer prompts are prefilled in pieces; default 512
+    max_prefill_tokens: most tokens of prompts in a step in which others decode, or twice as many as decode if that is
+        more: how long these wait for somebody else's prompt; 1 or more; where all that decode are `generate`'s, which
+        waits for whole outputs, max_num_batched_tokens alone is the limit; default 16
+    max_model_len: most tokens of prompt and output together, 1 or more; default None, which means all positions that
+        the model has
+    block_size: KV entries per block of the paged cache; a multiple of 32, up to 65536; default 32
+    kv_memory: bytes for the KV cache, 1 or more; default None, which means what max_num_seqs can use, at most half of
+        the free memory
+
+    Raises ParameterError (a ValueError) for a value outside its range.
+    """
 
     model: str = "tales"
-    """A built-in model's name or the path of a Hugging Face GPT-2 directory."""
     dtype: str = "float32"
-    """How matmul weights are stored."""
     kv_dtype: str | None = None
-    """How keys and values are stored; None means float32 with float32 weights, else bfloat16."""
     tokenizer: str | None = None
-    """Name of a tokenizer plugin; None takes the checkpoint's own."""
     threads: int | None = None
-    """Compute threads; None means the physical cores that this process may use."""
     max_num_seqs: int = 64
-    """Most sequences in one step."""
     max_num_batched_tokens: int = 512
-    """Most tokens in one step, up to 65536; longer prompts are prefilled in pieces."""
     max_prefill_tokens: int = 16
-    """Most tokens of prompts in a step in which others decode, or twice as many as decode if that is more: how
-    long these wait for somebody else's prompt. Where all that decode are `generate`'s, which waits for whole outputs,
-    max_num_batched_tokens alone is the limit."""
     max_model_len: int | None = None
-    """Most tokens of prompt and output together; None means all positions that the model has."""
     block_size: int = 32
-    """KV entries per block of the paged cache; a multiple of 32, up to 65536."""
     kv_memory: int | None = None
-    """Bytes for the KV cache; None means what max_num_seqs can use, at most half of the free memory."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:

@@ -247,7 +247,7 @@ def test_tokens_and_names_can_not_command_the_terminal(shown):
     assert r"top\x1bk" in text
 
 
-@pytest.mark.parametrize("columns", [48, 80, 200])
+@pytest.mark.parametrize("columns", [24, 32, 40, 48, 80, 200])
 def test_no_line_but_a_token_s_is_wider_than_the_terminal(shown, columns):
     lines = re.sub(r"\x1b\[\d+m", "", shown(columns, (0, 1, 3))).splitlines()
     assert max(map(len, lines)) <= columns

@@ -93,11 +93,38 @@ def test_it_refers_to_nothing_outside(hostile):
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|fetch|XMLHttp|import\(", script)
 
 
+def data_of(page):
+    return json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", page, re.S)[1])
+
+
 def test_characters_of_the_prompt_are_whole_though_their_tokens_are_not(tmp_path):
     texts = ["a\\xe6", "\\x9d\\xb1", "b\\xe6", "\\x9d", "c\\x41"]
     page = page_of(tmp_path / "x.jsonl", traces.header(prompt_token_ids=[1, 2, 3, 4, 5], prompt_texts=texts))
-    data = json.loads(re.search(r"<script[^>]*application/json[^>]*>(.*?)</script>", page, re.S)[1])
-    assert data["prompt"] == "a\N{CJK UNIFIED IDEOGRAPH-6771}b\\xe6\\x9dc\\x41"
+    assert data_of(page)["prompt"] == "a\N{CJK UNIFIED IDEOGRAPH-6771}b\\xe6\\x9dc\\x41"
+
+
+SPLIT = [" a\\xe6", "\\x9d", "\\xb1\\xe6", "\\x9d\\xb1!", "\\xff", "\\xf0\\x9f", "\ud800", "\\x9f"]
+"""Tokens of a text with the character U+6771 twice, and bytes of none."""
+
+
+@pytest.fixture
+def split(tmp_path):
+    records = [traces.token(i, [text, " x"]) for i, text in enumerate(SPLIT)]
+    way = ["\\x9d", "\\x9c", "\\xe2"]
+    branches = [traces.branch(1, 1, way[0], way[1:]), traces.branch(2, 1, "\\xb2", ["\\xc3", "\\xa9"])]
+    head = traces.header(prompt_token_ids=[1, 2], prompt_texts=["say", "\\xc3"])
+    return page_of(tmp_path / "x.jsonl", head, *records, traces.end(), *branches)
+
+
+def test_a_character_of_the_text_is_shown_by_the_last_of_its_tokens(split):
+    tokens = data_of(split)["choices"][0]["tokens"]
+    shown = [token.get("s", text) for token, text in zip(tokens, SPLIT, strict=True)]
+    east = "\N{CJK UNIFIED IDEOGRAPH-6771}"
+    assert shown == [" a", "", east, f"{east}!", "\\xff", "\\xf0\\x9f", "\\xed\\xa0\\x80", "\\x9f"]
+    assert [branch[2] for token in tokens for branch in token["b"]] == [
+        ["", "\N{CJK UNIFIED IDEOGRAPH-675C}", "\\xe2"],
+        ["\N{CJK UNIFIED IDEOGRAPH-6772}", "", "\N{LATIN SMALL LETTER E WITH ACUTE}"],
+    ]
 
 
 def test_a_long_text_makes_a_page_of_a_bearable_size(tmp_path):
@@ -259,6 +286,20 @@ def test_branches_can_be_followed_and_left(opened, story):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("1")  # a token without branches
     assert page.locator("#tokens .detour").count() == 0
+
+
+@slow
+def test_tokens_of_a_character_can_each_be_pointed_at(opened, split):
+    page = opened(split)
+    east = "\N{CJK UNIFIED IDEOGRAPH-6771}"
+    assert page.locator("#tokens").inner_text().startswith(f" a{east}{east}!")
+    title = page.locator("#panel h2")
+    for index, text in enumerate(["␣a\\xe6", "\\x9d", "\\xb1\\xe6"]):
+        page.hover(f"#token-{index}")
+        assert title.inner_text() == text
+    page.click("#token-1")
+    page.keyboard.press("1")
+    assert page.locator("#tokens").inner_text().startswith(" a\N{CJK UNIFIED IDEOGRAPH-675C}")
 
 
 @slow

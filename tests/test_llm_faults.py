@@ -129,6 +129,25 @@ def test_a_sampler_cannot_wait_for_its_own_engine(llm, method):
     assert "called inside of a step of the same LLM" in in_time(lambda: llm.generate("a", params)[0].error)
 
 
+def test_a_sampler_cannot_read_a_stream_of_its_own_engine(llm):
+    stream = llm.stream("a", ENDLESS)
+    bad = in_time(lambda: llm.generate("a", SamplingParams(sampler=Faulty(lambda: next(stream))))[0])
+    assert "or a stream of it read there, which would wait for itself: use another LLM" in bad.error
+    assert next(stream).text == "b", "for others it goes on"
+
+
+def test_a_sampler_cannot_read_an_asynchronous_one_either(llm):
+    async def main():
+        stream = AsyncLLM.from_llm(llm).stream("a", ENDLESS)
+        sampler = Faulty(lambda: asyncio.run(anext(stream)))
+        bad = (await asyncio.to_thread(llm.generate, "a", SamplingParams(sampler=sampler)))[0]
+        return bad.error, (await anext(stream)).text
+
+    error, text = in_time(lambda: asyncio.run(main()))
+    assert "or a stream of it read there, which would wait for itself: use another LLM" in error
+    assert text == "b"
+
+
 def test_an_on_piece_that_raises_costs_no_output(llm):
     errors = [ValueError("first"), ValueError("second")]
     ids = [llm.engine.add_request("a", SamplingParams(max_tokens=1), raising(error)) for error in errors]

@@ -159,6 +159,38 @@ def test_what_plugins_print_is_no_text(site):
     assert "applied 0" in done.stderr
 
 
+RAW = """
+import os, sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Raw:
+    '''Writes to stdout without sys.stdout, and closes it.'''
+
+    def apply(self, logits, token_ids, state):
+        if state.step == 2:
+            os.close(1)
+        else:
+            os.write(1, b"raw\\n")
+            sys.__stdout__.write("dunder\\n")
+            sys.__stdout__.flush()
+
+
+os.write(1, b"loading\\n")
+"""
+
+
+def test_what_is_written_to_the_descriptor_is_no_text(tmp_path):
+    (tmp_path / "raw.py").write_text(RAW)
+    chain = ("--sampler", f"{tmp_path}/raw.py:Raw", "--sampler", "greedy", "--max-tokens", "3")
+    plain = finish(start_cli("generate", "The king", "--sampler", "greedy", "--max-tokens", "3"))
+    done = finish(start_cli("generate", "The king", *chain))
+    assert (done.code, done.stdout) == (0, plain.stdout)
+    for line in ("loading", "raw", "dunder"):
+        assert line in done.stderr.splitlines()
+
+
 def test_listing_prints_nothing_of_a_plugin(site):
     for command in (["samplers"], ["plugins"], ["samplers", "at-seven"]):
         done = finish(start_cli(*command))

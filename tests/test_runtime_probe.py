@@ -72,6 +72,16 @@ def test_an_answer_is_kept_and_then_no_child_is_started(cache, monkeypatch, capf
         probe.missing_instructions((*AVX2[:2], "+avx2"), asked)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="modes")
+def test_an_answer_is_this_user_s_alone(cache):
+    first = probe.missing_instructions(AVX2, wanted("vnni"))
+    (kept,) = cache.iterdir()
+    assert (cache.stat().st_mode & 0o777, kept.stat().st_mode & 0o777) == (0o700, 0o600)
+    kept.write_text('{"missing": []}')
+    kept.chmod(0o622)
+    assert probe.missing_instructions(AVX2, wanted("vnni")) == first, "others could have written it"
+
+
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"missing": 5}', "\0\0"])
 def test_a_damaged_answer_is_asked_for_again(cache, damage):
     first = probe.missing_instructions(AVX2, wanted("vnni"))

@@ -1,11 +1,14 @@
 import json
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 from cli_runner import run_cli
 
-from nvg.errors import ParameterError, UnknownNameError
+from nvg import hookimpl
+from nvg.errors import ParameterError, PluginError, UnknownNameError
 from nvg.params import SamplingParams
+from nvg.plugins import Registry
 from nvg.sampling.compose import DEFAULT_CHAIN, resolve
 from nvg.sampling.presets import find_preset, preset_names, remove_preset, save_preset, to_toml
 
@@ -30,6 +33,23 @@ def test_built_in_presets_are_chains_with_a_description():
         assert find_preset(name).stages
         assert find_preset(name).description.endswith(".")
     assert find_preset("balanced").stages == resolve(SamplingParams(), DEFAULT_CHAIN)
+
+
+def test_built_in_presets_are_of_nvg_s_own_samplers_where_a_plugin_claims_their_names(monkeypatch):
+    def claim(register):
+        for name in ("topk", "minp", "greedy", "creative"):
+            register(name, "nvg.sampling.minp:MinP")
+
+    plugin = ModuleType("claims")
+    plugin.nvg_register_samplers = hookimpl(claim)
+    names = Registry("")
+    names.register(plugin, "claims")
+    before = {name: find_preset(name).stages for name in BUILT_IN}
+    monkeypatch.setattr("nvg.plugins._registry", names)
+    assert {name: find_preset(name).stages for name in BUILT_IN} == before
+    assert [stage.origin for stage in stages("creative")] == ["claims"], "a sampler may have a preset's name"
+    with pytest.raises(PluginError, match="'topk' is registered twice"):
+        stages("topk")
 
 
 def test_a_saved_preset_comes_back_whole(config):

@@ -362,6 +362,15 @@ class Raises:
 
 
 @dataclass(frozen=True)
+class RaisesLate:
+    """Has a bug that shows when ten tokens are there."""
+
+    def apply(self, logits, token_ids, state):
+        if state.step == 10:
+            raise IndexError("no eleventh")
+
+
+@dataclass(frozen=True)
 class Exits:
     """Ends the process."""
 
@@ -423,6 +432,7 @@ WRONG = [
     (OwnDice, "determinism", "two runs of one request differ at output token 0; take random numbers from state"),
     (SharedMemory, "determinism", "begin what is remembered in start(request)"),
     (StartsItself, "independence", "a sequence gets other logits beside another one than alone, from output token 1"),
+    (RaisesLate, "determinism", "it raised IndexError: no eleventh"),
     (FailsToAccept, "determinism", "it raised RuntimeError: can't"),
 ]
 
@@ -463,6 +473,12 @@ def test_a_check_without_an_end_fails_and_the_rest_are_skipped():
     release.set()
     assert [result.status for result in results] == ["passed", "failed", "skipped"]
     assert "it has not returned for 0.05 s" in results[1].detail
+
+
+def test_a_slow_sampler_is_drawn_from_less_often(monkeypatch):
+    monkeypatch.setattr("nvg.testing.draws._MOST_S", 0.0)
+    results = {result.check: result for result in check_sampler(Fine, formula=by_share)}
+    assert results["draws"].detail.startswith("50 draws, chi-square ")
 
 
 def test_a_formula_that_does_not_hold():

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from nvg._version import __version__
-from nvg.cli.stdout import command_output
+from nvg.cli.stdout import command_output, own_descriptor
 from nvg.errors import NvgError, cause
 
 INTERRUPTED = 130
@@ -135,6 +135,8 @@ def say(line: str) -> None:
 
 def main() -> None:
     """The console script."""
+    if sys.argv[1:] and sys.argv[1] in COMMANDS:  # a plugin's command may let another program write its output
+        own_descriptor()
     code = run(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
     if "nvg.cli.interrupt" in sys.modules:

@@ -15,6 +15,8 @@ from nvg.params import Distribution, Explanation, Piece
 
 _COLUMNS = {"left": 8, "removed": 10, "entropy/nats": 14, "rank": 7, "prob": 10}
 _NARROW = {"left": 7, "removed": 9, "nats": 6, "rank": 6, "prob": 8}
+_DROPPED = ("rank", "nats", "left", "removed")
+"""In this order, where even the narrow ones don't fit."""
 _HEADS_EVERY = 8
 _BAR = " ▏▎▍▌▋▊▉█"
 _NUM_OTHERS = 5
@@ -69,26 +71,35 @@ class LiveView:
         click.echo("\n".join([*lines, ""]), err=True, color=self._has_colours)
 
     def _line(self, name: str, after: Distribution, removed: float | None) -> str:
-        cells = (
-            str(after.num_candidates),
-            f"-{percent(removed)}" if removed else "",
-            f"{after.entropy:.2f}",
-            str(after.rank),
-            percent(after.prob),
-        )
-        widths = self._columns().values()
-        texts = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
-        if removed:
-            texts[1] = self._style(texts[1], fg="red")
-        line = f"  {name}{' ' * (self._names - _width(name))}{''.join(texts)}"
-        room = min(_columns() - self._names - sum(widths) - 4, _MOST_BAR)
+        entropy = f"{after.entropy:.2f}"
+        cells = {
+            "left": str(after.num_candidates),
+            "removed": f"-{percent(removed)}" if removed else "",
+            "entropy/nats": entropy,
+            "nats": entropy,
+            "rank": str(after.rank),
+            "prob": percent(after.prob),
+        }
+        columns = self._columns()
+        texts = {head: f"{cells[head]:>{width}}" for head, width in columns.items()}
+        if removed and "removed" in texts:
+            texts["removed"] = self._style(texts["removed"], fg="red")
+        line = f"  {name}{' ' * (self._names - _width(name))}{''.join(texts.values())}"
+        room = min(_columns() - self._names - sum(columns.values()) - 4, _MOST_BAR)
         if self._has_blocks and room >= _LEAST_BAR:
             line += "  " + self._style(_bar(after.prob, room), fg="cyan")
         return line
 
     def _columns(self) -> dict[str, int]:
         """The columns' heads and widths."""
-        return _COLUMNS if 2 + self._names + sum(_COLUMNS.values()) <= _columns() else _NARROW
+        room = _columns() - 2 - self._names
+        if sum(_COLUMNS.values()) <= room:
+            return _COLUMNS
+        columns = dict(_NARROW)
+        for head in _DROPPED:
+            if sum(columns.values()) > room:
+                del columns[head]
+        return columns
 
     def _others(self, explanation: Explanation) -> str:
         """The most probable candidates after the chain, as many as there is room for."""

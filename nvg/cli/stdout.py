@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from _thread import get_ident
 from collections.abc import Iterable, Iterator
@@ -47,3 +48,20 @@ def command_output() -> Iterator[None]:
         yield
     finally:
         sys.stdout = stream
+
+
+def own_descriptor() -> None:
+    """For the rest of the process let sys.stdout write to a copy of descriptor 1, and that itself be stderr's: what
+    does not go through sys.stdout, such as os.write(1, ...) and C code in a plugin, is not the command's output either,
+    and can't close it. On a terminal nothing is changed: there both are the same, and 1 tells its width."""
+    stream = sys.stdout
+    if stream is None or sys.stderr is None:  # closed
+        return
+    try:
+        if stream.fileno() != 1 or stream.isatty():
+            return
+        copy = os.dup(1)
+        os.dup2(2, 1)
+    except (OSError, ValueError):
+        return
+    sys.stdout = open(copy, "w", encoding=stream.encoding, errors=stream.errors)  # noqa: SIM115 (to the end)

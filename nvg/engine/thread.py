@@ -44,6 +44,14 @@ class EngineThread:
         if os.getpid() != self._process:
             raise EngineError("this LLM was created before a fork, its threads are not here: create it in the child")
 
+    def check_caller(self) -> None:
+        """Raise EngineError in this thread itself, which would wait for what it makes."""
+        if threading.current_thread() is self._thread:
+            raise EngineError(
+                "generate, stream or logits was called inside of a step of the same LLM, or a stream of it read there, "
+                "which would wait for itself: use another LLM"
+            )
+
     def claim_loop(self) -> None:
         """The caller makes the steps. Raises EngineError where this thread does, where all is closed, and in a fork."""
         self.check_process()
@@ -138,11 +146,7 @@ class EngineThread:
         self._engine.hurry()
 
     def _send(self, command: Command) -> None:
-        if threading.current_thread() is self._thread:
-            raise EngineError(
-                "generate, stream or logits was called inside of a step of the same LLM, which would wait for itself: "
-                "use another LLM there"
-            )
+        self.check_caller()
         with self._lock:
             if self._closed:
                 raise EngineError("the LLM is closed; create a new one")

@@ -45,7 +45,12 @@ function name(number) {           // a token's text, where its spaces must be se
   return element("span", {class: "name", title: "token id " + trace.texts[number][0]},
     ...(text === "" ? ["(empty)"] : [...spaces(text.match(/^ */)[0]), ...pieces(text.replace(/^ +| +$/g, "")), ...spaces(/^ +$/.test(text) ? "" : text.match(/ *$/)[0])]));
 }
-const plain = number => textOf(number).replace(HIDDEN, escaped);
+const visible = text => text.replace(HIDDEN, escaped);
+const plain = number => visible(textOf(number));
+// What a token shows: where characters are spread over several, the last shows the whole, those before it a mark.
+const shownBy = token => token.s ?? textOf(token.t);
+const spanOf = (text, attributes) =>
+  element("span", {...attributes, class: attributes.class + (text === "" ? " part" : "")}, ...pieces(text, true));
 
 function hundredths(prob) {       // a probability in per cent, with about three digits
   const value = 100 * prob;
@@ -81,10 +86,10 @@ let spans = [];
 
 function drawText() {
   $("prompt").replaceChildren(...pieces(trace.prompt, true));
-  spans = choice.tokens.map((token, index) => element("span", {
+  spans = choice.tokens.map((token, index) => spanOf(shownBy(token), {
     class: "token", role: "option", id: "token-" + index, tabindex: "-1", "aria-selected": "false",
     "aria-label": `token ${index + 1}, ${plain(token.t)}, ${percent(last(token)[PROB])}`,
-  }, ...pieces(textOf(token.t), true)));
+  }));
   $("tokens").replaceChildren(...spans);
   tint();
   drawCurve();
@@ -255,11 +260,11 @@ function branchList(token, index) {
     const cut = probs.indexOf(null);
     return cut < 0 ? percent(probs[probs.length - 1]) : "cut by " + stageNames[cut];
   };
-  const items = token.b.map(([number, rest], branch) => element("li", {}, element("button", {
+  const items = token.b.map(([number, , shown], branch) => element("li", {}, element("button", {
     type: "button", "data-branch": branch, "aria-pressed": String(index === selected && branch === detour),
     onclick: () => { if (index !== selected) select(index); follow(branch === detour ? -1 : branch); },
   }, element("kbd", {}, String(branch + 1)),
-    element("span", {class: "rest"}, element("b", {}, plain(number)), rest.map(([other]) => plain(other)).join("")),
+    element("span", {class: "rest"}, element("b", {}, visible(shown[0])), visible(shown.slice(1).join(""))),
     element("small", {}, fate(number)))));
   return [element("h3", {}, "What if? ", element("small", {}, "another token, then the most probable ones")),
     element("ul", {class: "branches"}, ...items)];
@@ -270,9 +275,9 @@ function follow(branch) {
   if (branch < 0) return;
   detour = branch;
   const token = choice.tokens[selected];
-  const [number, rest] = token.b[branch];
-  const way = [element("span", {class: "detour first"}, ...pieces(textOf(number), true)),
-    ...rest.map(([other, prob]) => element("span", {class: "detour", title: percent(prob) + " by the model"}, ...pieces(textOf(other), true)))];
+  const [number, rest, shown] = token.b[branch];
+  const way = [spanOf(shown[0], {class: "detour first"}),
+    ...rest.map(([, prob], step) => spanOf(shown[step + 1], {class: "detour", title: percent(prob) + " by the model"}))];
   spans[selected].before(...way);
   spans[selected].classList.add("swapped");
   spans.slice(selected + 1).forEach(span => span.classList.add("left-behind"));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,10 @@ from typing import Any
 
 from nvg.explain.reader import Record, Trace
 
+_BYTES = re.compile(rb"(?:\\x[89a-f][0-9a-f])+")
+"""Of a text in a trace: what is no UTF-8 on its own."""
+_MOST_PARTS = 3
+"""Tokens that a character's bytes may be in before its last one."""
 _DIGITS = 5
 """Of probabilities and entropies on the page; the trace has them all."""
 # None of these can end a script, begin a comment or end a line of JavaScript.
@@ -67,33 +72,38 @@ def _data(trace: Trace) -> dict[str, Any]:
             "choice": choice,
             "end": trace.ends.get(choice, {}).get("finish_reason"),
             "error": trace.ends.get(choice, {}).get("error"),
-            "tokens": [_token(record, trace.branches.get((choice, index), []), texts) for index, record in
-                       enumerate(records)],
+            "tokens": _tokens(records, header["prompt_texts"], choice, trace, texts),
         }
         for choice, records in sorted(trace.tokens.items())
-    ]  # fmt: skip
+    ]
     return {
         "about": {name: header[name] for name in ("model", "dtype", "nvg")} | {"seed": str(header["seed"])},
         "chain": [
             {"name": stage["name"], "origin": stage["origin"], "options": _options(stage.get("options"))}
             for stage in header["chain"]
         ],
-        "prompt": _joined(header["prompt_texts"]),
+        "prompt": "".join(_shown(header["prompt_texts"])),
         "choices": choices,
         "texts": texts.listed,
     }
 
 
-def _joined(texts: list[str]) -> str:
-    """Tokens' texts one after the other, with the characters whose bytes are spread over several of them."""
-
-    def decoded(run: re.Match[str]) -> str:
-        try:
-            return bytes.fromhex(run[0].replace("\\x", "")).decode()
-        except UnicodeDecodeError:
-            return run[0]
-
-    return re.sub(r"(?:\\x[89a-f][0-9a-f])+", decoded, "".join(texts))
+def _shown(texts: list[str]) -> list[str]:
+    """What each of consecutive tokens shows: a character whose bytes are spread over several is shown by the last of
+    these, and bytes that make no character are shown as \\xNN."""
+    parts = [
+        _BYTES.sub(lambda run: bytes.fromhex(run[0].decode().replace("\\x", "")), text.encode("utf-8", "surrogatepass"))
+        for text in texts
+    ]
+    ends = list(itertools.accumulate(map(len, parts)))
+    shown, token, end = [""] * len(texts), 0, 0
+    for char in b"".join(parts).decode("utf-8", "surrogateescape"):
+        data = char.encode("utf-8", "surrogateescape")
+        end += len(data)
+        while ends[token] < end:
+            token += 1
+        shown[token] += data.decode("utf-8", "backslashreplace")
+    return shown
 
 
 def _options(options: Any) -> str:
@@ -103,7 +113,32 @@ def _options(options: Any) -> str:
                      options.items())  # fmt: skip
 
 
-def _token(record: Record, branches: list[Record], texts: _Texts) -> dict[str, Any]:
+def _tokens(
+    records: list[Record], prompt_texts: list[str], choice: int, trace: Trace, texts: _Texts
+) -> list[dict[str, Any]]:
+    before = prompt_texts[-_MOST_PARTS:]
+    told = before + [record["text"] for record in records]
+    shown = _shown(told)[len(before) :]
+    tokens = []
+    for index, record in enumerate(records):
+        token = _token(record, texts)
+        if shown[index] != record["text"]:
+            token["s"] = shown[index]
+        end = len(before) + index
+        branches = trace.branches.get((choice, index), [])
+        token["b"] = [_branch(branch, told[max(0, end - _MOST_PARTS) : end], texts) for branch in branches]
+        tokens.append(token)
+    return tokens
+
+
+def _branch(branch: Record, before: list[str], texts: _Texts) -> list[Any]:
+    """The token, those after it with their probabilities, and what each of them shows."""
+    told = [branch["text"], *(text for _, text, _ in branch["continuation"])]
+    after = [[texts.number(i, text), _short(prob)] for i, text, prob in branch["continuation"]]
+    return [texts.number(branch["token_id"], branch["text"]), after, _shown(before + told)[len(before) :]]
+
+
+def _token(record: Record, texts: _Texts) -> dict[str, Any]:
     points = [{**record["model"], "removed": 0}, *record["stages"]]
     return {
         "t": texts.number(record["token_id"], record["text"]),
@@ -112,13 +147,6 @@ def _token(record: Record, branches: list[Record], texts: _Texts) -> dict[str, A
             [p["candidates"], _short(p["removed"]), _short(p["entropy"]), p["rank"], _short(p["prob"])] for p in points
         ],
         "c": [[texts.number(i, text), [_short(prob) for prob in probs]] for i, text, probs in record["candidates"]],
-        "b": [
-            [
-                texts.number(branch["token_id"], branch["text"]),
-                [[texts.number(i, text), _short(prob)] for i, text, prob in branch["continuation"]],
-            ]
-            for branch in branches
-        ],
     }
 
 

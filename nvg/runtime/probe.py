@@ -6,14 +6,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import llvmlite
 
-from nvg.runtime.caches import cache_root
+from nvg.runtime.caches import cache_root, make_private, open_own, replacing
 from nvg.runtime.instructions import Instruction
 from nvg.runtime.python_child import creation_flags, python_command
 
@@ -29,8 +28,9 @@ def missing_instructions(target: tuple[str, str, str], wanted: Sequence[Instruct
     are.
     """
     path = cache_root() / "instructions" / f"{_key(target, wanted)}.json"
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # unreadable: ask again
-        return frozenset(json.loads(path.read_text("utf-8"))["missing"])
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError), open_own(path) as file:
+        return frozenset(json.loads(file.read())["missing"])
+    # there is no answer that can be read: ask
     left = [(one.name, one.function(target[0])) for one in wanted]
     missing: list[str] = []
     is_final = True
@@ -91,11 +91,10 @@ def _ask(target: tuple[str, str, str], functions: Sequence[tuple[str, str]]) -> 
 
 
 def _keep(path: Path, missing: Sequence[str]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with contextlib.suppress(OSError):  # then it is asked again next time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"missing": missing}), "utf-8")
-        temporary.replace(path)
+        make_private(path.parent)
+        with replacing(path) as file:
+            file.write(json.dumps({"missing": missing}).encode())
 
 
 def _say(line: str) -> None:

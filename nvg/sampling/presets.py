@@ -27,7 +27,7 @@ from nvg.errors import ParameterError
 from nvg.params import SamplingParams
 from nvg.plugins import unknown_name
 from nvg.sampling.chain import Stage
-from nvg.sampling.compose import DEFAULT_CHAIN, resolve
+from nvg.sampling.compose import DEFAULT_CHAIN, own_chain, resolve
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,20 +46,25 @@ class Preset:
     name: str
     description: str
     sampler: Any
-    """As `SamplingParams.sampler`."""
+    """As `SamplingParams.sampler`; in a built-in one, pairs of a name and options in the canonical order."""
     origin: str
     """`BUILT_IN_ORIGIN`, or the path of its file."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Its chain. Raises ParameterError, which names the preset, or PluginError."""
+        """Its chain; a built-in preset's is of nvg's own samplers, even where a plugin claims their names.
+
+        Raises ParameterError, which names the preset, or PluginError.
+        """
+        if self.origin == BUILT_IN_ORIGIN:
+            return own_chain({}, self.sampler)
         try:
             return resolve(SamplingParams(sampler=self.sampler))
         except ParameterError as error:
             raise type(error)(f"preset {self.name!r} ({self.origin}): {error}") from error
 
 
-_BUILT_IN = (
+_BUILT_IN: tuple[tuple[str, str, tuple[tuple[str, Mapping[str, Any]], ...]], ...] = (
     ("balanced", "The command line's default.", DEFAULT_CHAIN),
     (
         "precise",
@@ -77,7 +82,7 @@ _BUILT_IN = (
         (("penalties", {"repetition": 1.1, "last_n": 256}), ("dry", {"multiplier": 0.8}), *DEFAULT_CHAIN),
     ),
     ("even", "Keeps the surprise of the text near 5 bits a token.", (("mirostat2", {"tau": 5.0, "eta": 0.1}),)),
-    ("greedy", "Always the most probable token.", ("greedy",)),
+    ("greedy", "Always the most probable token.", (("greedy", {}),)),
 )
 _BUILT_IN_NAMES = tuple(name for name, *_ in _BUILT_IN)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from nvg.tokenizers.bytes import BytesTokenizer
 
 _NUM_DRAWS = 2000
 _NUM_DRAWS_OF_STARTED = 400  # a sampler may have much to do in start
+_LEAST_DRAWS, _MOST_S = 50, 20.0  # and in apply: after so many seconds so few are enough
 _FEWEST_EXPECTED = 5  # of a cell, for the chi-square distribution to hold
 _SIGMAS = 5.0  # the seeds are fixed: what passes once passes always; three in ten million right samplers fail
 
@@ -43,11 +45,13 @@ def check_draws(entry: Entry, spec: Any, formula: Callable[[Float64], Float64] |
     size = tokenizer.vocab_size
     row = Row("usual logits", random_row(size, 5, spread=2), np.arange(size, dtype=np.int32))
     stage, request = Stage(entry.name, spec, entry.origin), request_for(tokenizer)
-    num_draws = _NUM_DRAWS_OF_STARTED if hasattr(spec, "start") else _NUM_DRAWS
+    most_draws = _NUM_DRAWS_OF_STARTED if hasattr(spec, "start") else _NUM_DRAWS
     counts, expected = np.zeros(size), np.zeros(size)
     drawing, changed = True, False
     own: Float64 = np.zeros(size)
-    for seed in range(num_draws):
+    num_draws, end = 0, time.monotonic() + _MOST_S
+    while num_draws < most_draws and (num_draws < _LEAST_DRAWS or time.monotonic() < end):
+        seed, num_draws = num_draws, num_draws + 1
         chain = Chain([stage], request, seed)
         logits = row.logits.copy()
         token_id, _ = chain.sample(logits, request.prompt_token_ids, np.empty(0, np.int32))

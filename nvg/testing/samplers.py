@@ -32,7 +32,7 @@ from nvg.tokenizers.bytes import BytesTokenizer
 Formula = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
 """Probabilities (n,) before the sampler -> after it, in any scale."""
 
-_STEPS = 6
+_STEPS = 24
 _TOLERANCE = 1e-4  # of logits and probabilities: sums of float32 in another order differ
 
 

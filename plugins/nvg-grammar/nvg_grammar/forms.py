@@ -7,6 +7,8 @@ from functools import lru_cache
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from nvg_grammar.recursion import endless_rules
+
 MAX_BYTES = 1_000_000
 """Of a schema, an expression, a list or a grammar. Larger ones are refused before they are looked at."""
 MAX_DEPTH = 100
@@ -23,6 +25,10 @@ LIMITS = LLParserLimits(
 
 _FIRST_BYTES = 32
 """That a form is tried with when it is made."""
+
+_UNFORCED = '\n%llguidance {"no_forcing": true}'
+"""Text that is forced may be written in any tokens of a Lark grammar. llguidance would follow it to its end, and there
+is none where a terminal takes all that comes: `/a+/ "a"`."""
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -52,6 +58,11 @@ def check_form(spec):
     grammar = grammar_of(spec)
     kind = next(name for name in ("schema", "regex", "choice", "lark") if getattr(spec, name) is not None)
     matcher = LLMatcher(_byte_tokenizer(), grammar, log_level=0, limits=LIMITS)
+    if spec.lark is not None and not matcher.is_error():
+        endless = endless_rules(spec.lark)
+        if endless:
+            names = f"{'rules' if endless[1:] else 'rule'} {', '.join(endless[:5])}"
+            raise ValueError(f"lark can't be used: no text has this form: the {names} can't come to an end")
     for _ in range(_FIRST_BYTES):
         mask = b"" if matcher.is_error() else matcher.compute_bitmask()
         if matcher.is_error():
@@ -65,10 +76,10 @@ def check_form(spec):
 
 
 def reason(message):
-    """An error of llguidance in one line; it has names for some."""
+    """An error of llguidance in one line; it has names for some, and quotes a grammar's lines."""
     if message.startswith("NoExtensionBias"):
         return "no text has this form"
-    return " ".join(message.split())[:300]
+    return " ".join(re.sub(r"\n *\^\n.*", "", message, flags=re.DOTALL).split())[:300]
 
 
 def grammar_of(spec):
@@ -84,7 +95,7 @@ def grammar_of(spec):
             raise ValueError(f"choice is {spec.choice!r}: one of the texts is empty; write them as a,b,c")
         # As one terminal, the texts become one automaton, however many they are.
         return LLMatcher.grammar_from_lark("start: TEXT\nTEXT: " + " | ".join(json.dumps(text) for text in choices))
-    return LLMatcher.grammar_from_lark(spec.lark)
+    return LLMatcher.grammar_from_lark(spec.lark + _UNFORCED)
 
 
 def _parsed_schema(text):

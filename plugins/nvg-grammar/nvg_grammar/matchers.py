@@ -6,8 +6,14 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from nvg_grammar.forms import LIMITS, grammar_of, reason
 
-_WORDS = "[a-z]{1,10}"
-"""Tokens that are looked at together where a form has words; llguidance's own groups are those of JSON's strings."""
+_WORDS = tuple(
+    f"{space}{letters}{{{least},{most - len(space)}}}"
+    for letters in ("[a-z]", "[a-zA-Z]")
+    for space, least, most in (("", 1, 10), (" ", 1, 10), ("", 11, 30), (" ", 10, 30))
+)
+"""Tokens that are allowed together, unseen, where a form has words: each a subset of one of llguidance's own groups,
+which are those of JSON's strings (of up to 10 characters, up to 30, and any), and apart from the others with the same
+letters. A group that is in none of them, or in part the same as another, makes llguidance walk its tokens twice."""
 _UTF8_BYTES = (*range(0xC0), *range(0xC2, 0xF5))
 
 
@@ -85,5 +91,5 @@ def _ll_tokenizer(key):
     return LLTokenizer(
         TokenizerWrapper(tokens),
         eos_token=list(key.eos_token_ids),
-        slices=[_WORDS, *LLTokenizer.general_slices()],
+        slices=[*_WORDS, *LLTokenizer.general_slices()],
     )

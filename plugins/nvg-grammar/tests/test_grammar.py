@@ -13,7 +13,10 @@ import numpy as np
 import nvg_grammar
 import pytest
 import schemas
+from llguidance import LLMatcher, LLTokenizer
+from nvg_grammar import matchers
 from nvg_grammar.benchmark import FORMS, token_times
+from nvg_grammar.forms import LIMITS, grammar_of
 from nvg_grammar.sampler import Grammar
 
 from nvg import LLM, SamplingParams, hub
@@ -278,10 +281,10 @@ def test_a_tokenizer_without_end_of_text():
         ({"regex": r"abc[^\s\S]"}, "regex can't be used: "),
         ({"choice": "a,,b"}, "choice is 'a,,b': one of the texts is empty"),
         ({"lark": "start: nothing"}, "lark can't be used: "),
-        ({"lark": "start: start"}, "lark can't be used: "),
-        ({"lark": 'start: start "a"'}, "lark can't be used: no text has this form"),
-        ({"lark": 'start: "a" start'}, "lark can't be used: "),
-        ({"lark": 'start: "x" y\ny: z\nz: y "b"'}, "lark can't be used: "),
+        ({"lark": "start: x\nx: (y"}, "lark can't be used: 2(6): Expected token ')', found "),
+        ({"lark": "start: start"}, "no text has this form: the rule start can't come to an end"),
+        ({"lark": 'start: "a" start | /b+/ start'}, "no text has this form: the rule start can't come to an end"),
+        ({"lark": 'start: "x" y | "z"\ny: z\nz: y "b"'}, "no text has this form: the rules y, z can't come to an end"),
         (
             {"schema": '{"allOf": [{"type": "string"}, {"type": "integer"}]}'},
             "Unsatisfiable schema: incompatible types",
@@ -314,6 +317,8 @@ HARD = {
     "many properties": {
         "schema": json.dumps({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(5000)}})
     },
+    "forced without an end": {"lark": 'start: "x" | /a+/ "a"'},
+    "recursion in JSON": {"lark": 'start: %json {"type": "object", "properties": {"a": {"$ref": "#"}}}'},
     "ambiguous grammar": {"lark": 'start: s\ns: s s | s s s | "a" | '},
 }
 
@@ -368,6 +373,50 @@ def test_with_a_model_alone_and_beside_others():
             jsonschema.validate(json.loads(output.text), PERSON)
         (cut,) = llm.generate("The king", short)
         assert (cut.finish_reason, len(cut.token_ids), cut.text[0]) == ("length", 3, "{")
+
+
+CROSSING = {
+    "prose": {"regex": r"[A-Za-z ,.'-]{10,60}"},
+    "short words": {"regex": r"[a-z]{1,4}( [a-z]{1,12}){2,4}"},
+    "words and stops": {"regex": "([A-Za-z]+[ ,.]){3,9}"},
+    "letters of any script": {"regex": r"\w{1,12}( \w+)*"},
+    "terminals": {"lark": 'start: WORD (" " WORD)* "."\nWORD: /[a-z]{1,15}/'},
+    "another terminal inside": {
+        "lark": "start: (WORD | NOT)+\nWORD: /[a-z]{1,25}/ & ~/.*[aeiou]n?/\nNOT: / [a-zA-Z]{9}/"
+    },
+}
+
+
+@pytest.mark.parametrize("name", [*FORMS, *CROSSING])
+def test_tokens_that_are_looked_at_together_are_those_that_each_would_be_allowed(name, tales):
+    """The masks are the same without any groups of tokens, step by step."""
+    spec = Grammar(**{**FORMS, **CROSSING}[name])
+    key = matchers._Key(tales, tales.vocab_size, tales.eos_token_ids)
+    alone = LLMatcher(matchers._ll_tokenizer(key).with_slices([]), grammar_of(spec), limits=LIMITS)
+    generator, bias = np.random.Generator(np.random.PCG64(3)), bias_of(tales)
+    ids = np.arange(tales.vocab_size, dtype=np.int32)
+    guided = spec.start(request_for(tales))
+    for _ in range(40):
+        logits = generator.standard_normal(tales.vocab_size, np.float32) * 2 + bias
+        guided.apply(logits, ids, None)
+        mask = np.unpackbits(np.frombuffer(alone.compute_bitmask(), np.uint8), bitorder="little")[: logits.size]
+        assert np.array_equal(logits > -np.inf, mask == 1)
+        token_id = int(logits.argmax())
+        guided.accept(token_id, 0.0)
+        if token_id in tales.eos_token_ids:
+            break
+        assert alone.consume_token(token_id)
+
+
+def test_groups_of_tokens_are_in_llguidance_s_own_and_apart_from_each_other(gpt2):
+    def members(group):
+        return {i for i in range(gpt2.vocab_size) if re.fullmatch(group.encode(), gpt2.token_bytes(i))}
+
+    own = [members(group) for group in LLTokenizer.general_slices()]
+    for letters in (matchers._WORDS[:4], matchers._WORDS[4:]):
+        groups = [members(group) for group in letters]
+        assert all(any(group < other for other in own) for group in groups)
+        assert len(set.union(*groups)) == sum(map(len, groups)) > 20_000
 
 
 def test_the_benchmark_measures(tales):
