@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nvg import LLM, SamplingParams
+from nvg.engine import engine
 from nvg.engine.drawing import MOST_STEPS
 from nvg.errors import EngineError, SamplerError
 from nvg.sampling.chain import Chain
@@ -122,10 +123,23 @@ def test_steps_that_nobody_waits_for_are_made_in_one_go(llm, monkeypatch):
     assert sum(made) <= 100
     singly = made.copy()
     made.clear()
+    monkeypatch.setattr(engine, "_UNNOTICED_S", 0)
     streamed = [[token for piece in llm.stream(text, PARAMS) for token in piece.token_ids] for text in ("a", "bc")]
     assert set(made) == {1}
     assert len(singly) < 20
     assert [output.outputs[0].token_ids for output in outputs] == streamed
+
+
+def test_short_steps_are_made_in_one_go_for_those_who_wait_for_tokens_too(llm, monkeypatch):
+    made = counted(llm, monkeypatch)
+    expected = llm.generate("a", PARAMS)[0].outputs[0]
+    made.clear()
+    monkeypatch.setattr(engine, "_UNNOTICED_S", 1e3)
+    pieces = list(llm.stream("a", PARAMS))
+    assert max(made) == MOST_STEPS
+    assert [piece.token_ids for piece in pieces] == [[token_id] for token_id in expected.token_ids]
+    assert "".join(piece.text for piece in pieces) == expected.text
+    assert [piece.finish_reason for piece in pieces] == [None] * 99 + ["length"]
 
 
 def test_a_token_that_ends_a_sequence_ends_the_go(llm, monkeypatch):

@@ -26,6 +26,9 @@ from nvg.sampling.steps import BY_CHAIN
 from nvg.tokenizers.contract import Tokenizer
 from nvg.tokenizers.stream import TextStream
 
+_UNNOTICED_S = 5e-3
+"""Tokens may come so much later than they could and still seem to come one by one."""
+
 
 class Engine:
     """Runs requests on a model runner. Not thread-safe."""
@@ -46,6 +49,7 @@ class Engine:
             limits.max_num_seqs, limits.max_batched_tokens, limits.max_logits_rows, table_width, self.max_model_len
         )
         self._pieces: list[tuple[Request, Piece]] = []
+        self._step_s = 1.0  # what the last one took
         self.stats = EngineStats()
         self._drawing: Drawing | None = None  # a runner need not have a team
         if hasattr(runner, "step_job"):
@@ -142,7 +146,7 @@ class Engine:
         self._scheduler.add(request)
 
     def step(self, most_steps: int = 1) -> None:
-        """Make one step, or up to `most_steps` where nobody waits for single tokens, and pass on what it gave. Raises
+        """Make one step, or up to `most_steps` where nobody could tell the difference, and pass on what it gave. Raises
         AbortedError if the runner was aborted: nothing changed; and what a sink raises, once all have what is theirs.
         """
         start = time.perf_counter()
@@ -174,6 +178,7 @@ class Engine:
                 else:
                     self._append(share, share.sequence, logits[row:end], logits[end:])
             row = end
+        self._step_s = (time.perf_counter() - scheduled) / num_steps
         decode_tokens = num_steps * sum(share.decodes for share in shares)
         prefill_tokens = num_tokens - sum(share.decodes for share in shares)
         try:
@@ -190,13 +195,15 @@ class Engine:
             self._drawing.hurry(hurry)
 
     def _num_steps(self, shares: list[Share], rows: Listed[ChoiceSequence | None], most_steps: int) -> int:
-        """How many steps can be made in one go: all draw in compiled code, nobody waits for single tokens, a stop
-        string is not looked for, and each has blocks for its tokens."""
+        """How many steps can be made in one go: all draw in compiled code, who waits for single tokens does not wait
+        long, a stop string is not looked for, and each has blocks for its tokens."""
         if len(rows) != len(shares) or len(shares) * self.pool.blocks_for(most_steps) > self.pool.num_free:
             return 1
         for share, sequence in zip(shares, rows, strict=True):
-            if not share.decodes or sequence is None or sequence.request.is_watched or sequence.request.params.stop:
+            if not share.decodes or sequence is None or sequence.request.params.stop:
                 return 1
+            if sequence.request.is_watched:
+                most_steps = min(most_steps, max(1, int(_UNNOTICED_S / self._step_s)))
             most_steps = min(most_steps, sequence.num_left)
         for share in shares:
             most_steps = min(most_steps, self._kv.reserve(share.sequence.kv, most_steps))
@@ -289,17 +296,21 @@ class Engine:
 
     def _take(self, sequence: ChoiceSequence, token_ids: list[int]) -> None:
         """Go on with a choice whose tokens were drawn in compiled code, one after each of the steps just made."""
-        text, reason, before = "", None, sequence.num_tokens
+        texts: list[str] = []
+        reason, before, request = None, sequence.num_tokens, sequence.request
         try:
             for token_id in token_ids:
-                shown, reason = take(sequence, token_id)
-                text += shown
+                if texts and request.is_watched:  # who gets a piece for each token
+                    self._pieces.append((request, sequence.piece(texts.pop(), 1)))
+                text, reason = take(sequence, token_id)
+                texts.append(text)
         except NvgError as error:
             sequence.error = str(error)
         if len(token_ids) > 1:
             self._kv.advance(sequence, sequence.num_tokens - before)
+        text = "".join(texts)
         if sequence.error is None:
-            self._go_on(sequence, text, reason, len(token_ids))
+            self._go_on(sequence, text, reason, 1 if request.is_watched else len(token_ids))
         else:
             self._finish(sequence, "error", text + sequence.text.finish(), 0)
 
