@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nvg import LLM, SamplingParams
 from nvg.engine import engine
 from nvg.engine.drawing import MOST_STEPS
-from nvg.errors import EngineError, SamplerError
+from nvg.errors import AbortedError, EngineError, SamplerError
 from nvg.sampling.chain import Chain
 from nvg.sampling.compiled import draw_row, passes_of
 from nvg.sampling.compose import resolve
@@ -165,6 +165,34 @@ def test_whoever_hurries_waits_for_one_step_only(llm, monkeypatch):
     monkeypatch.setattr(llm._engine, "step", lambda most: (llm._engine.hurry(), step(most)))
     llm.generate("a", PARAMS)
     assert set(made) == {1}
+
+
+def test_a_draw_that_the_engine_never_saw_is_made_again(llm, monkeypatch):
+    expected = llm.generate("abc", PARAMS)[0].outputs[0].token_ids
+    runner, steps = llm._engine.runner, []
+    execute = runner.execute_through
+
+    def interrupted(batch, job, context):
+        logits = execute(batch, job, context)
+        steps.append(len(batch.token_ids))
+        if steps == [3, 1, 1]:
+            raise AbortedError("as Ctrl-C may come in")
+        return logits
+
+    drawing = llm._engine._drawing
+    run = drawing.run
+    monkeypatch.setattr(runner, "execute_through", interrupted)
+
+    def losing(*args):
+        result = run(*args)
+        if steps == [3, 1, 1, 1]:
+            steps.append(0)
+            raise AbortedError("as Ctrl-C may come in")
+        return result
+
+    monkeypatch.setattr(drawing, "run", losing)
+    assert llm.generate("abc", PARAMS)[0].outputs[0].token_ids == expected
+    assert 0 in steps
 
 
 def test_abort_in_the_middle_of_a_go_keeps_what_was_drawn(llm):

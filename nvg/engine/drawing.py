@@ -1,5 +1,5 @@
-"""Steps whose tokens are drawn in compiled code, by the threads that have just computed the logits; and, where nobody
-waits for single tokens, several steps in one go.
+"""Steps whose tokens are drawn in compiled code, by the threads that have just computed the logits; and
+several steps in one go, where nobody could tell the difference.
 
 That is for sequences whose chains are compiled passes (`nvg.sampling.compiled`); the engine draws the others' tokens.
 Both draw the same.
@@ -56,6 +56,8 @@ from nvg.sampling.steps import (
 MOST_STEPS = 16
 """In one go: the interpreter's share of a token's time is small then, and outputs come often enough to show."""
 
+_POSITION = 2  # the column of the output positions in what decides a draw
+
 
 def compile_steps() -> list[CompileStep]:
     """All that must be compiled before tokens can be drawn, here or by a chain."""
@@ -69,7 +71,6 @@ class Drawing:
         """num_ids: the tokenizer's ids, which alone can be drawn. max_rows: most rows of logits in a step."""
         self._runner = runner
         self._stats = stats
-        self._max_rows = max_rows
         self._words = np.zeros(NUM_WORDS, np.int64)
         self._drawn = np.zeros(MOST_STEPS * max_rows, np.int32)
         self._offsets = np.zeros((max_rows, 2), np.int32)
@@ -116,8 +117,10 @@ class Drawing:
         must draw from the logits. Raises AbortedError if the runner was aborted in the first step.
         """
         words = self._words
-        if rows != self._rows:
-            self._describe(rows)
+        positions = [-1 if one is None else one.num_tokens - one.num_prompt_tokens for one in rows]
+        # those that are written down go on with each draw, also with one that the engine never came to see
+        if rows != self._rows or positions != self._keys[: len(rows), _POSITION].tolist():
+            self._describe(rows, positions)
         words[TOKEN_IDS], words[POSITIONS] = batch.token_ids.ctypes.data, batch.positions.ctypes.data
         words[MOST], words[DONE], words[DRAWING_NS] = most_steps, 0, 0
         logits, is_aborted = np.empty((0, 0), np.float32), False
@@ -129,7 +132,6 @@ class Drawing:
         done = int(words[DONE])
         drawn = self._drawn[: done * len(rows)].reshape(done, len(rows))
         if is_aborted:
-            self._rows = []  # what is written down of them may be ahead by a draw that does not count
             drawn = drawn[(drawn != BY_CHAIN).all(1)]  # for the others there are no logits
             if not len(drawn):
                 raise AbortedError("the step was aborted")
@@ -140,13 +142,13 @@ class Drawing:
         """Seconds that drawing took in the last run."""
         return float(self._words[DRAWING_NS]) * 1e-9
 
-    def _describe(self, rows: list[ChoiceSequence | None]) -> None:
+    def _describe(self, rows: list[ChoiceSequence | None], positions: list[int]) -> None:
         """Write down what is drawn for whom. Rows whose chains are the same share what says so."""
         begins: dict[tuple[Pass, ...], int] = {}
         ending: list[int] = []
         self._passes = []
         for row, sequence in enumerate(rows):
-            self._offsets[row] = -1, -1
+            self._offsets[row], self._keys[row] = -1, -1
             if sequence is not None:
                 passes, request = sequence.passes, sequence.request
                 assert passes is not None
@@ -154,7 +156,7 @@ class Drawing:
                     begins[passes] = len(self._passes)
                     self._passes += passes
                 self._offsets[row] = begins[passes], begins[passes] + len(passes)
-                self._keys[row] = signed(request.seed), sequence.index, len(sequence.output_token_ids)
+                self._keys[row] = signed(request.seed), sequence.index, positions[row]
                 ending += request.ending
             self._ending_offsets[row + 1] = len(ending)
         kinds = np.array([one.kind for one in self._passes], np.int64)
