@@ -82,8 +82,7 @@ def test_a_cut_connection_is_taken_up_where_it_broke(hub):
     hub.cuts = 2
     done = run_cli("models", "pull", "gpt2")
     assert done.code == 0, done.stderr
-    ranges = [wanted for method, path, wanted in hub.requests if method == "GET" and path.startswith("/store/")]
-    first, *others = [int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0 for wanted in ranges]
+    first, *others = first_bytes(hub)
     half = len(FILES["model.safetensors"]) // 2
     assert first == 0
     assert len(others) == 2
@@ -105,7 +104,88 @@ def test_whole_files_stay_when_the_hub_goes_away(hub):
     hub.cuts = 0
     hub.requests.clear()
     assert run_cli("models", "pull", "gpt2").code == 0
-    assert hub.asked_for("GET") == ["model.safetensors"]
+    assert set(hub.asked_for("GET")) == {"model.safetensors"}
+
+
+def first_bytes(hub):
+    """From which byte on each request for weights was."""
+    wanted = [wanted for method, path, wanted in hub.requests if method == "GET" and path.startswith("/store/")]
+    return [int(each.removeprefix("bytes=").removesuffix("-")) if each else 0 for each in wanted]
+
+
+@pytest.fixture
+def partly(hub, tmp_path):
+    """A hub of a model whose weights are there up to byte 2^20; the file of those."""
+    hub.cuts = 1000
+    assert run_cli("models", "pull", "gpt2").code == 1
+    hub.cuts = 0
+    hub.requests.clear()
+    (part,) = (tmp_path / "hub").glob("models--*/blobs/*.incomplete")
+    part.write_bytes(FILES["model.safetensors"][: 2**20])
+    return part
+
+
+def pulled():
+    done = run_cli("models", "pull", "gpt2")
+    assert done.code == 0, done.stderr
+    assert (Path(done.stdout.rstrip()) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_a_killed_download_goes_on_where_it_was(hub, tmp_path):
+    weights = bytes(range(256)) * (3 * 2**16)  # 48 MB, as pieces of 10 MB are written
+    hub.add("openai-community/gpt2", {**FILES, "model.safetensors": weights})
+    hub.stops_at = 45 * 10**6
+    process = start_cli("models", "pull", "gpt2")
+    try:
+        assert hub.has_stopped.wait(60)
+        (part,) = (tmp_path / "hub").glob("models--*/blobs/*.incomplete")
+        while part.stat().st_size < 40 * 2**20:  # what was sent last may be on its way
+            assert process.poll() is None
+            hub.goes_on.wait(0.01)
+    finally:
+        process.kill()
+        finish(process)
+    hub.stops_at = None
+    hub.goes_on.set()
+    done = run_cli("models", "pull", "gpt2")
+    assert done.code == 0, done.stderr
+    assert first_bytes(hub) == [0, 40 * 2**20]
+    assert (Path(done.stdout.rstrip()) / "model.safetensors").read_bytes() == weights
+    assert not part.exists()
+
+
+def test_a_part_that_was_left_is_used(hub, partly):
+    pulled()
+    assert first_bytes(hub) == [2**20]
+
+
+def test_a_part_that_is_whole(hub, partly):
+    partly.write_bytes(FILES["model.safetensors"])
+    pulled()
+    assert first_bytes(hub) == []
+
+
+@pytest.mark.parametrize("size", [0, 3 * 2**20])
+def test_a_part_that_is_empty_or_too_long(hub, partly, size):
+    partly.write_bytes(bytes(size))
+    pulled()
+    assert first_bytes(hub) == [0]
+
+
+def test_a_server_that_does_not_know_ranges(hub, partly):
+    hub.ignores_ranges = True
+    pulled()
+
+
+def test_a_part_of_something_else_is_not_taken_for_weights(hub, partly):
+    partly.write_bytes(bytes(2**20))
+    done = run_cli("models", "pull", "gpt2")
+    assert done.code == 1
+    assert "model.safetensors of gpt2 came damaged" in done.stderr.splitlines()[-1]
+    assert not partly.exists()
+    hub.requests.clear()
+    pulled()
+    assert first_bytes(hub) == [0]
 
 
 def test_vocab_and_merges_where_there_is_no_tokenizer_json(hub):

@@ -85,8 +85,9 @@ def pull_model(name: str) -> None:
     """Download a model from the Hugging Face hub into its cache, and print its directory.
 
     NAME is gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2 or ORG/NAME; -m takes the same. Only the files that nvg
-    reads are downloaded, and none that are there. This needs the extra: pip install 'nvg[hub]'. A token for private and
-    gated models is taken from HF_TOKEN or from `hf auth login`; HF_ENDPOINT names another hub.
+    reads are downloaded, and none that are there; weights that were cut off go on where they were. This needs the
+    extra: pip install 'nvg[hub]'. A token for private and gated models is taken from HF_TOKEN or from `hf auth login`;
+    HF_ENDPOINT names another hub.
     """
     from nvg.errors import ParameterError
     from nvg.hub_cache import HubName
