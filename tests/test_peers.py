@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from checkpoints import write_checkpoint
 from test_model_checkpoint import parts, rewrite, shard
+from test_model_config import OTHER_NAMES, USUAL
 from test_model_runner import make_runner, step
 
 from nvg import LLM, SamplingParams
 from nvg.model.checkpoint import Checkpoint
-from nvg.model.config import ACTIVATIONS
+from nvg.model.config import ACTIVATIONS, ModelConfig
 
 pytestmark = pytest.mark.peers
 SEED = os.environ.get("NVG_TEST_SEED", "0")  # another one finds other checkpoints
@@ -110,6 +111,24 @@ def test_every_combination_of_flags(flags, activation, torch, tmp_path):
             exact = model.double()(torch.tensor([ids])).logits[0].numpy()
         # Unscaled attention can be so steep that the order of float32's sums shows.
         assert np.abs(whole_logits(directory, ids) - exact).max() < max(1e-4, 8 * np.abs(in_float32 - exact).max())
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_sizes_by_other_names_or_missing(case, torch):
+    from transformers import GPT2Config
+
+    rng = random.Random(case)
+    sizes = {"n_embd": 240, "n_head": 5, "n_layer": 3, "n_positions": 77, "vocab_size": rng.choice([50256, 60000])}
+    sizes |= {"n_inner": 31, "intermediate_size": 9, "n_ctx": 8}
+    sizes |= {other: sizes[name] for other, name in OTHER_NAMES.items()}
+    data = {name: sizes[name] for name in rng.sample([*sizes], rng.randrange(len(sizes)))}
+    theirs = GPT2Config.from_dict(dict(data))
+    if theirs.n_embd % theirs.n_head:
+        data["n_head"] = data["num_attention_heads"] = theirs.n_head = 6
+    config = ModelConfig.from_dict(data | {"model_type": "gpt2"}, "")
+    assert {name: getattr(config, name) for name in USUAL} == {name: getattr(theirs, name) for name in USUAL}
+    assert config.n_inner == (theirs.n_inner or 4 * theirs.n_embd)
+    assert config.eos_token_ids == ((50256,) if theirs.vocab_size > 50256 else ())
 
 
 @pytest.mark.parametrize(
