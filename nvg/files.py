@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from nvg.errors import CheckpointError
+from nvg.errors import shown as shown
 
 MAX_JSON_BYTES = 2**24
 """Of a JSON file or header; those of the largest GPT-2 have two million. Parsed, it takes up to 25 times as much."""
+SHARD_NAME = re.compile(r"[\w-][\w.-]{0,240}\.safetensors", re.ASCII)
+"""What an index may name: only files of its directory, as an index must not make nvg open anything else."""
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _OWN_DATA = Path(os.path.realpath(Path(__file__).parent)) / "data"
 
@@ -102,8 +105,7 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map must be an object of tensor names and file names")
     for name in weight_map.values():
-        # Only files of this directory: an index must not make nvg open anything else.
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
             raise CheckpointError(
                 f"{index}: weight_map has the file {shown(name)}; it must be the plain name of a .safetensors file"
             )
@@ -112,9 +114,3 @@ def _shards(index: Path) -> list[Path]:
         if not os.path.lexists(path):
             raise CheckpointError(f"{path} is missing; {index.name} names it")
     return paths
-
-
-def shown(value: object) -> str:
-    """`value` as it is quoted in an error: one line, never long."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

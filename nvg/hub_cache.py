@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvg.errors import CheckpointError
+from nvg.errors import CheckpointError, shown
 
 SHORT_NAMES = {
     "gpt2": "openai-community/gpt2",
@@ -26,7 +26,7 @@ SHORT_NAMES = {
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.]|-(?!-))*"  # "--" is the cache's own separator
 _REPO_AND_REVISION = re.compile(rf"((?:{_NAME}/)?{_NAME})(?:@(\w[\w./+-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_READ_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja")
+_READ_NAME = re.compile(r"[\w.-]+\.(json|safetensors|txt|jinja)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,12 @@ def refuse_links_out(directory: Path) -> None:
     if directory.parent.name == "snapshots":
         roots.append(os.path.realpath(directory.parent.parent / "blobs"))
     with os.scandir(directory) as entries:
-        links = [entry.path for entry in entries if entry.is_symlink() and entry.name.endswith(_READ_SUFFIXES)]
+        links = [entry.path for entry in entries if entry.is_symlink() and _READ_NAME.fullmatch(entry.name)]
     for link in links:
         target = os.path.realpath(link)
         if not any(target.startswith(root + os.sep) for root in roots):
             raise CheckpointError(
-                f"{link} is a link to {target}, outside of the model's directory; put the file itself there"
+                f"{link} is a link to {shown(target, 300)}, outside of the model's directory; put the file itself there"
             )
 
 

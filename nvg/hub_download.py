@@ -13,9 +13,9 @@ from typing import Any
 
 from nvg._version import __version__
 from nvg.errors import CheckpointError, ModelNotFoundError, NvgError, cause
+from nvg.files import SHARD_NAME
 from nvg.hub_cache import HubName, hub_cache
 
-_SHARD = re.compile(r"[\w-][\w.-]*\.safetensors", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -131,7 +131,7 @@ def _shards(index: Path) -> list[str]:
     """The files that an index names."""
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        if not all(_SHARD.fullmatch(name) for name in names):
+        if not all(SHARD_NAME.fullmatch(name) for name in names):
             raise ValueError("it names a file that is no plain .safetensors")
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is no index of shards: {cause(error)}") from None

@@ -75,7 +75,9 @@ def test_home(tmp_path, monkeypatch):
 def test_what_is_no_name():
     with pytest.raises(ParameterError, match=r"^model is ''; it must be a model's name or the path"):
         resolve_model("")
-    assert refusal("x" * 5000).endswith("x' can't be read: File name too long")
+    message = refusal("x" * 5000)
+    assert message.endswith("x... can't be read: File name too long")
+    assert len(message) < 400
 
 
 @pytest.mark.parametrize("name", ["no/such/dir", "a\nb", "a\0b", "\udc80", "../a/b", "nothing", "org/a..b", "a--b/c"])
@@ -196,7 +198,7 @@ class TestHubCache:
         assert (snapshot / name).is_file()
         for model in ("org/name", snapshot):
             with pytest.raises(
-                CheckpointError, match=f"{name} is a link to {secret}, outside of the model's directory"
+                CheckpointError, match=f"{name} is a link to .{secret}., outside of the model's directory"
             ):
                 resolve_model(model)
 

@@ -89,14 +89,16 @@ def pull_model(name: str) -> None:
     extra: pip install 'nvg[hub]'. A token for private and gated models is taken from HF_TOKEN or from `hf auth login`;
     HF_ENDPOINT names another hub.
     """
-    from nvg.errors import ParameterError
+    from nvg.errors import ParameterError, shown
     from nvg.hub_cache import HubName
     from nvg.hub_download import pull
     from nvg.model.config import read_config
 
     hub_name = HubName.parse(name)
     if hub_name is None or not hub_name.is_known:
-        raise ParameterError(f"{name!r} is no model of the hub; it must be gpt2, gpt2-xl ... or ORG/NAME[@REVISION]")
+        raise ParameterError(
+            f"{shown(name)} is no model of the hub; it must be gpt2, gpt2-xl ... or ORG/NAME[@REVISION]"
+        )
     click.echo(pull(hub_name, read_config, say))
 
 
@@ -128,13 +130,15 @@ def remove(names: Sequence[str], all_of_them: bool) -> None:
 
 def _of_model(name: str, files: Sequence[PackedFile]) -> list[PackedFile]:
     """The files of the model that the user calls `name`. Raises ModelNotFoundError if there are none."""
-    from nvg.errors import ModelNotFoundError
+    from nvg.errors import ModelNotFoundError, shown
 
     directory = os.path.realpath(_directories().get(name, os.path.expanduser(name)))  # it may be gone
     found = [file for file in files if file.model == directory]
     if not found:
         known = sorted({_name_of(file.model) for file in files} - {""})
-        raise ModelNotFoundError(f"no packed weights of {name!r}; there are those of {', '.join(known) or 'no model'}")
+        raise ModelNotFoundError(
+            f"no packed weights of {shown(name, 300)}; there are those of {', '.join(known) or 'no model'}"
+        )
     return found
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nvg.errors import CheckpointError
-from nvg.files import read_json, shown
+from nvg.errors import CheckpointError, shown
+from nvg.files import read_json
 
 MODEL_TYPE = "gpt2"
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu", "silu", "swish", "tanh")

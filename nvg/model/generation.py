@@ -15,8 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 from nvg import ranges
-from nvg.errors import CheckpointError, ParameterError
-from nvg.files import read_json, shown
+from nvg.errors import CheckpointError, ParameterError, shown
+from nvg.files import read_json
 
 
 @dataclass(frozen=True)
