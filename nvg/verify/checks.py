@@ -30,6 +30,7 @@ from nvg.verify.fingerprint import Fingerprint
 OK, WARNING, BAD = "ok", "warning", "bad"
 _FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+_PIECE = 2**20  # values that are read at once
 _MOST_ENDS = 5  # are listed
 _SAMPLE = "Once upon a time, naïve façade:\n\t42 x 1.5 = 63 – “日本語” 🦊 e\u0301\u200d don't  \r\n\0"
 
@@ -174,8 +175,7 @@ def _check_values(found: Verification, checkpoint: Checkpoint) -> None:
             "name": name, "shape": list(checkpoint.shape(name)), "dtype": checkpoint.dtype(name), "largest": None
         }  # fmt: skip
         try:
-            values = checkpoint.read(name)
-            fact["largest"] = float(max(values.max(), -values.min()))
+            fact["largest"] = _largest_value(checkpoint, name)
             largest = max(largest, (fact["largest"], name))
         except NvgError as error:
             faults += 1
@@ -185,6 +185,18 @@ def _check_values(found: Verification, checkpoint: Checkpoint) -> None:
     checkpoint.check_unchanged()
     if not faults:
         found.add("values", OK, f"all are finite, none beyond {largest[0]:.4g} ({largest[1]})")
+
+
+def _largest_value(checkpoint: Checkpoint, name: str) -> float:
+    """The largest absolute value of a tensor, which may not fit into memory. Raises CheckpointError."""
+    *rows, columns = checkpoint.shape(name)
+    num_rows, largest = math.prod(rows), 0.0
+    step = max(1, _PIECE // columns)
+    for first in range(0, num_rows, step):
+        values = np.empty((min(step, num_rows - first), columns), np.float32)
+        checkpoint.read_rows(name, first, values)
+        largest = max(largest, float(values.max()), -float(values.min()))
+    return largest
 
 
 def _check_tokenizer(found: Verification, directory: Path, name: str | None, config: ModelConfig | None) -> None:
