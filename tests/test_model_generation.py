@@ -145,6 +145,7 @@ def test_bad_words_of_another_vocabulary(model):
     assert say(model, {"bad_words_ids": [[3], [276]]}).stages == (("banned", {"sequences": [[3], [276]]}),)
     with pytest.raises(CheckpointError, match=r"bad_words_ids has the token id 277; config\.json has vocab_size 277"):
         say(model, {"bad_words_ids": [[3], [1, 277]]})
+    assert say(model, {}, {"vocab_size": -5}).stages == ()
 
 
 @pytest.mark.parametrize("value", [[[]], [3], [["a"]], [[-1]], [[True]]])

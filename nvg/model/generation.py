@@ -156,8 +156,8 @@ def read_generation_defaults(directory: str | os.PathLike[str]) -> GenerationDef
             value = data.get(key)
             if value is not None and value not in without_effect:
                 unused.setdefault(key, value)
-    vocab_size, largest = data.get("vocab_size"), max(chain.from_iterable(found.get("bad_words_ids", ())), default=0)
-    if isinstance(vocab_size, int) and largest >= vocab_size:
+    vocab_size, largest = data.get("vocab_size"), max(chain.from_iterable(found.get("bad_words_ids", ())), default=-1)
+    if isinstance(vocab_size, int) and largest >= max(0, vocab_size):
         raise CheckpointError(
             f"{Path(directory) / origins['bad_words_ids']}: bad_words_ids has the token id {shown(largest)}; "
             f"config.json has vocab_size {shown(vocab_size)}: ids must be below it"
