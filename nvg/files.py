@@ -100,6 +100,11 @@ def weight_files(directory: Path) -> list[Path]:
     raise CheckpointError(f"{directory} has no model.safetensors, nor shards with {index.name}")
 
 
+def size_text(num_bytes: int) -> str:
+    """A file's size for the user: "12.1 MB"."""
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
+
+
 def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -42,9 +42,9 @@ def resolve_model(name: str | os.PathLike[str]) -> Path:
         if cached is None:
             raise _missing(text, hub_name, is_directory=_is_directory(path))
         path = cached
-        if not any((path / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
+        if not hub_cache.has_weights(path):
             raise ModelNotFoundError(
-                f"the model {_quoted(text)} is in the hub's cache without model.safetensors ({path}): "
+                f"the model {_quoted(text)} is in the hub's cache without its weights, or some of them ({path}): "
                 f"`nvg models pull {hub_name}` downloads what is missing"
             )
     hub_cache.refuse_links_out(path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvg.errors import CheckpointError, shown
+from nvg.files import weight_files
 
 SHORT_NAMES = {
     "gpt2": "openai-community/gpt2",
@@ -64,6 +65,8 @@ class HubModel:
     directory: Path
     num_bytes: int
     """Of the files of this revision; other revisions may share some of them."""
+    is_complete: bool
+    """Whether all of its weights are there."""
 
 
 def hub_cache() -> Path:
@@ -94,8 +97,16 @@ def cached_models(model_type: str = "gpt2") -> list[HubModel]:
             name = HubName.parse(f"{repo}@{reference.relative_to(directory / 'refs').as_posix()}")
             snapshot = _snapshot(directory, name.revision) if name else None
             if name and snapshot is not None and _is_of_type(snapshot / "config.json", model_type):
-                models.append(HubModel(name, snapshot, _size(snapshot)))
+                models.append(HubModel(name, snapshot, _size(snapshot), has_weights(snapshot)))
     return models
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether all files of a model's weights are there."""
+    try:
+        return all(path.exists() for path in weight_files(directory))
+    except CheckpointError:
+        return False
 
 
 def refuse_links_out(directory: Path) -> None:

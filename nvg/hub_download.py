@@ -13,7 +13,7 @@ from typing import Any
 
 from nvg._version import __version__
 from nvg.errors import CheckpointError, ModelNotFoundError, NvgError, cause
-from nvg.files import SHARD_NAME
+from nvg.files import SHARD_NAME, size_text
 from nvg.hub_cache import HubName, hub_cache
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -58,7 +58,7 @@ def pull(name: HubName, check: Callable[[Path], object], report: Callable[[str],
             raise
         except Exception as error:
             raise _failure(name, file, error, utils) from error
-        report(f"{file}: {os.stat(path).st_size / 1e6:.1f} MB")
+        report(f"{file}: {size_text(os.stat(path).st_size)}")
         return Path(path)
 
     config = fetch("config.json", name.revision)

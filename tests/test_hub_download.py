@@ -51,6 +51,7 @@ def test_a_model_by_its_short_name_and_only_the_files_that_are_read(hub, tmp_pat
     assert done.stdout == f"{directory}\n"
     assert names(directory) == NEEDED
     assert {name: (directory / name).read_bytes() for name in NEEDED} == {name: FILES[name] for name in NEEDED}
+    assert "nvg: config.json: 0.8 kB\n" in done.stderr
     assert "nvg: model.safetensors: 2.0 MB\n" in done.stderr
     for name in ("gpt2", "openai-community/gpt2", "gpt2@main", f"gpt2@{COMMIT}"):
         assert run_cli("tokenize", "-m", name, "a king").code == 0
@@ -74,6 +75,7 @@ def test_a_revision_and_a_branch_that_moved(hub):
     assert [(model["model"], model["kind"]) for model in listed] == [("org/tale", "hub"), ("org/tale@v1.0", "hub")]
     assert listed[1]["bytes"] == sum(len(FILES[name]) for name in NEEDED)
     assert listed[1]["path"].endswith(OTHER)
+    assert [model["complete"] for model in listed] == [True, True]
     hub.refs["org/tale"]["main"] = OTHER
     assert run_cli("models", "pull", "org/tale").stdout.rstrip().endswith(OTHER)
 
@@ -99,7 +101,7 @@ def test_whole_files_stay_when_the_hub_goes_away(hub):
     assert done.stderr.endswith("the same command again resumes\n")
     done = run_cli("generate", "-m", "gpt2", "x")
     assert done.code == 4
-    assert "without model.safetensors" in done.error
+    assert "without its weights, or some of them" in done.error
     assert done.error.endswith("`nvg models pull gpt2` downloads what is missing")
     hub.cuts = 0
     hub.requests.clear()
@@ -202,8 +204,17 @@ def test_shards(hub):
     files["model.safetensors.index.json"] = json.dumps(index).encode()
     files |= dict.fromkeys(index["weight_map"].values(), b"shard")
     hub.add("org/big", files)
-    directory = run_cli("models", "pull", "org/big").stdout.rstrip()
-    assert names(Path(directory)) == set(files)
+    directory = Path(run_cli("models", "pull", "org/big").stdout.rstrip())
+    assert names(directory) == set(files)
+    (directory / "model-00002-of-00002.safetensors").unlink()
+    assert run_cli("generate", "-m", "org/big", "x").error.endswith(
+        "`nvg models pull org/big` downloads what is missing"
+    )
+    (row,) = [line for line in run_cli("models").stdout.splitlines() if line.startswith("org/big")]
+    assert row.split("  ")[1].strip() == "hub, incomplete"
+    assert run_cli("models", "pull", "org/big").code == 0
+    (row,) = [line for line in run_cli("models").stdout.splitlines() if line.startswith("org/big")]
+    assert row.split("  ")[1].strip() == "hub"
     for weight_map in ({"a": "../../x.safetensors"}, {"a": "sub/x.safetensors"}, {"a": 1}, [], None):
         hub.add("org/bad", {**files, "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()})
         done = run_cli("models", "pull", "org/bad")
@@ -249,6 +260,21 @@ def test_what_cannot_be_had(hub, name, code, message):
     assert done.code == code
     assert done.stdout == ""
     assert done.error.startswith(message)
+
+
+def test_the_built_in_model_is_there(hub):
+    done = run_cli("models", "pull", "tales")
+    assert done == (0, f"{TALES}\n", "nvg: tales comes with nvg: there is nothing to download\n")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2", "gpt2@main"])
+def test_rm_says_how_the_model_itself_is_removed(hub, name):
+    run_cli("models", "pull", "gpt2")
+    assert run_cli("models", "rm", name).error == (
+        f"no packed weights of {name!r}; there are none of any model; "
+        "`hf cache rm model/openai-community/gpt2` removes the model itself"
+    )
 
 
 def test_the_token_comes_from_the_usual_places(hub, tmp_path, monkeypatch):

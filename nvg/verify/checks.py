@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nvg.errors import NvgError, ParameterError, cause, shown
-from nvg.files import weight_files
+from nvg.files import size_text, weight_files
 from nvg.hub import resolve_model
 from nvg.llm import LLM
 from nvg.model.checkpoint import DTYPES, Checkpoint
@@ -139,11 +139,11 @@ def _check_files(found: Verification, directory: Path) -> None:
             link = os.path.realpath(path) if path.is_symlink() else None
             files.append({"name": name, "bytes": path.stat().st_size, "link": link})
     found.facts["files"] = files
-    told = ", ".join(f"{file['name']} {_size(file['bytes'])}" for file in files if file["name"] not in weights)
+    told = ", ".join(f"{file['name']} {size_text(file['bytes'])}" for file in files if file["name"] not in weights)
     total = sum(file["bytes"] for file in files if file["name"] in weights)
     if weights:
         name = weights[0] if len(weights) == 1 else f"{len(weights)} shards"
-        told += f", {name} {_size(total)}"
+        told += f", {name} {size_text(total)}"
     found.add("files", OK, told)
 
 
@@ -281,10 +281,6 @@ def _check_logits(
     found.add(
         "logits", OK if compared.is_same else BAD, f"{'' if compared.is_same else 'another model: '}{told}; {near}"
     )
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _millions(count: int) -> str:
