@@ -156,6 +156,21 @@ def test_a_killed_download_goes_on_where_it_was(hub, tmp_path):
     assert not part.exists()
 
 
+def test_two_at_once_download_once(hub):
+    hub.stops_at = 2**20
+    first = start_cli("models", "pull", "gpt2")
+    assert hub.has_stopped.wait(60)
+    second = start_cli("models", "pull", "gpt2")
+    for _ in range(6000):  # until it has all but the weights
+        if hub.asked_for("HEAD").count("model.safetensors") > 1:
+            break
+        hub.goes_on.wait(0.01)
+    hub.goes_on.set()
+    assert finish(first)[:2] == finish(second)[:2]
+    assert first.returncode == 0
+    assert first_bytes(hub) == [0]
+
+
 def test_a_part_that_was_left_is_used(hub, partly):
     pulled()
     assert first_bytes(hub) == [2**20]
