@@ -12,9 +12,12 @@ from nvg.errors import CheckpointError, shown
 from nvg.files import read_json
 
 MODEL_TYPE = "gpt2"
-ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu", "silu", "swish", "tanh")
-"""Activation names as Hugging Face spells them. The first three are one function (the tanh approximation of GELU),
-`gelu` is the exact one (erf), `silu` and `swish` are synonyms."""
+ACTIVATIONS = (
+    *("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate", "gelu", "gelu_python"),
+    *("relu", "silu", "swish", "tanh"),
+)
+"""Activation names as Hugging Face spells them. The first five are one function (the tanh approximation of GELU), so
+are `gelu` and `gelu_python` (the exact one, by erf), `silu` and `swish`."""
 MAX_HEAD_SIZE = 128
 
 # Far above any GPT-2 that exists: a damaged or hostile file is refused before anything is sized by it.
