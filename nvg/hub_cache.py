@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvg.errors import CheckpointError, shown
-from nvg.files import weight_files
+from nvg.files import weight_paths
 
 SHORT_NAMES = {
     "gpt2": "openai-community/gpt2",
@@ -102,11 +102,11 @@ def cached_models(model_type: str = "gpt2") -> list[HubModel]:
 
 
 def has_weights(directory: Path) -> bool:
-    """Whether all files of a model's weights are there."""
+    """Whether all files of a model's weights are there; they may be damaged."""
     try:
-        return all(path.exists() for path in weight_files(directory))
+        return all(path.exists() for path in weight_paths(directory))
     except CheckpointError:
-        return False
+        return (directory / "model.safetensors.index.json").exists()
 
 
 def refuse_links_out(directory: Path) -> None:

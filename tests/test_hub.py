@@ -188,7 +188,9 @@ class TestHubCache:
         (snapshot.parent / OTHER).symlink_to(tmp_path)
         refusal(f"org/name@{OTHER}")
 
-    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "merges.txt"])
+    @pytest.mark.parametrize(
+        "name", ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "merges.txt"]
+    )
     def test_links_out_of_the_cache_are_refused(self, cache, tmp_path, name):
         snapshot = put(cache, "org/name")
         secret = tmp_path / "secret.json"

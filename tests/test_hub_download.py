@@ -230,6 +230,9 @@ def test_shards(hub):
     assert run_cli("models", "pull", "org/big").code == 0
     (row,) = [line for line in run_cli("models").stdout.splitlines() if line.startswith("org/big")]
     assert row.split("  ")[1].strip() == "hub"
+    (directory / "model.safetensors.index.json").unlink()
+    (directory / "model.safetensors.index.json").write_text("{")
+    assert "model.safetensors.index.json is not valid JSON" in run_cli("generate", "-m", "org/big", "x").error
     for weight_map in ({"a": "../../x.safetensors"}, {"a": "sub/x.safetensors"}, {"a": 1}, [], None):
         hub.add("org/bad", {**files, "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()})
         done = run_cli("models", "pull", "org/bad")

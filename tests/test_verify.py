@@ -11,7 +11,7 @@ from test_model_checkpoint import parts, rewrite
 
 from nvg.errors import ParameterError
 from nvg.params import DTYPES
-from nvg.verify import fingerprint
+from nvg.verify import checks, fingerprint
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,12 @@ def test_json(model):
     }
     assert found["tokenizer"]["vocab_size"] == 277
     assert np.shape(found["fingerprint"]["logits"]) == (8, 64)
+
+
+def test_every_value_is_looked_at(model, monkeypatch):
+    monkeypatch.setattr(checks, "_PIECE", 100)
+    expected = {name.removeprefix("transformer."): np.abs(part[2]).max() for name, part in parts(model).items()}
+    assert {tensor["name"]: tensor["largest"] for tensor in verified(model)["tensors"]} == expected
 
 
 def test_the_logits_are_those_of_the_model(model):
