@@ -5,6 +5,7 @@ A message names the thing, the value, what is allowed and the way out.
 
 import os
 
+_MOST_OF_MESSAGE = 1000  # of another library or plugin, which may quote all of a file
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
@@ -59,13 +60,24 @@ class EngineError(NvgError):
 
 
 def cause(error: BaseException) -> str:
-    """An exception in one line, with its type unless the error is nvg's own."""
+    """An exception in one line of bounded length, with its type unless the error is nvg's own."""
     name = type(error).__name__
     try:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error)[: 2 * _MOST_OF_MESSAGE].split())
     except BaseException:  # its own __str__ is faulty, which must not hide what happened
         text = ""
+    if len(text) > _MOST_OF_MESSAGE:
+        text = text[: _MOST_OF_MESSAGE - 3] + "..."
     return text if isinstance(error, NvgError) and text else f"{name}: {text}" if text else name
+
+
+def shown(value: object, most: int = 80) -> str:
+    """`value` as it is quoted in an error: on one line, of at most `most` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def fault(error: BaseException) -> str:

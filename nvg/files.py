@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from nvg.errors import CheckpointError
+from nvg.errors import shown as shown
 
 MAX_JSON_BYTES = 2**24
 """Of a JSON file or header; those of the largest GPT-2 have two million. Parsed, it takes up to 25 times as much."""
+SHARD_NAME = re.compile(r"[\w-][\w.-]{0,240}\.safetensors", re.ASCII)
+"""What an index may name: only files of its directory, as an index must not make nvg open anything else."""
+_INDEX = "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _OWN_DATA = Path(os.path.realpath(Path(__file__).parent)) / "data"
 
@@ -79,10 +83,19 @@ def read_up_to(file: IO[bytes], most: int) -> bytes:
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint: model.safetensors, else the shards that the index names.
 
-    Raises CheckpointError.
+    Raises CheckpointError, also where one is missing.
     """
+    paths = weight_paths(directory)
+    for path in paths:
+        if not os.path.lexists(path):
+            raise CheckpointError(f"{path} is missing; {_INDEX} names it")
+    return paths
+
+
+def weight_paths(directory: Path) -> list[Path]:
+    """As `weight_files`, but not all of the shards need be there."""
     single = directory / "model.safetensors"
-    index = directory / "model.safetensors.index.json"
+    index = directory / _INDEX
     if os.path.lexists(single):
         return [single]
     if os.path.lexists(index):
@@ -94,7 +107,12 @@ def weight_files(directory: Path) -> list[Path]:
                 "if you trust it, convert it with transformers: "
                 "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR, safe_serialization=True)"
             )
-    raise CheckpointError(f"{directory} has no model.safetensors, nor shards with {index.name}")
+    raise CheckpointError(f"{directory} has no model.safetensors, nor shards with {_INDEX}")
+
+
+def size_text(num_bytes: int) -> str:
+    """A file's size for the user: "12.1 MB"."""
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _shards(index: Path) -> list[Path]:
@@ -102,19 +120,8 @@ def _shards(index: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map must be an object of tensor names and file names")
     for name in weight_map.values():
-        # Only files of this directory: an index must not make nvg open anything else.
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
             raise CheckpointError(
                 f"{index}: weight_map has the file {shown(name)}; it must be the plain name of a .safetensors file"
             )
-    paths = [index.with_name(name) for name in sorted(set(weight_map.values()))]
-    for path in paths:
-        if not os.path.lexists(path):
-            raise CheckpointError(f"{path} is missing; {index.name} names it")
-    return paths
-
-
-def shown(value: object) -> str:
-    """`value` as it is quoted in an error: one line, never long."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return [index.with_name(name) for name in sorted(set(weight_map.values()))]

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from nvg import hub_cache
-from nvg.errors import ModelNotFoundError, ParameterError
+from nvg.errors import ModelNotFoundError, ParameterError, shown
 from nvg.hub_cache import SHORT_NAMES, HubName
 
 BUILT_IN = {"tales": "a GPT-2 of 5.9 M parameters, trained on public-domain fairy tales"}
@@ -42,9 +42,9 @@ def resolve_model(name: str | os.PathLike[str]) -> Path:
         if cached is None:
             raise _missing(text, hub_name, is_directory=_is_directory(path))
         path = cached
-        if not any((path / f"model.safetensors{end}").exists() for end in ("", ".index.json")):
+        if not hub_cache.has_weights(path):
             raise ModelNotFoundError(
-                f"the model {text!r} is in the hub's cache without model.safetensors ({path}): "
+                f"the model {_quoted(text)} is in the hub's cache without its weights, or some of them ({path}): "
                 f"`nvg models pull {hub_name}` downloads what is missing"
             )
     hub_cache.refuse_links_out(path)
@@ -56,14 +56,14 @@ def _is_model(path: Path, text: str) -> bool:
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
             raise ModelNotFoundError(
-                f"the model {text!r} is a file, not a directory: give the directory that holds config.json and "
+                f"the model {_quoted(text)} is a file, not a directory: give the directory that holds config.json and "
                 "model.safetensors"
             )
         return stat.S_ISREG((path / "config.json").stat().st_mode)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
         return False
     except OSError as error:
-        raise ModelNotFoundError(f"the model {text!r} can't be read: {error.strerror}") from error
+        raise ModelNotFoundError(f"the model {_quoted(text)} can't be read: {error.strerror}") from error
 
 
 def _is_directory(path: Path) -> bool:
@@ -73,13 +73,19 @@ def _is_directory(path: Path) -> bool:
         return False
 
 
+def _quoted(name: str) -> str:
+    return shown(name, 300)
+
+
 def _missing(text: str, hub_name: HubName | None, *, is_directory: bool) -> ModelNotFoundError:
     """The error for a model that is nowhere: what was looked for, and the one command that gets it."""
     if is_directory:
         return ModelNotFoundError(
-            f"the directory {text!r} is not a model: it has no config.json. A model is {_WHAT_A_MODEL_IS}"
+            f"the directory {_quoted(text)} is not a model: it has no config.json. A model is {_WHAT_A_MODEL_IS}"
         )
-    what = f"no model {text!r}: it is neither a built-in model ({', '.join(BUILT_IN)}) nor the path of a directory"
+    what = (
+        f"no model {_quoted(text)}: it is neither a built-in model ({', '.join(BUILT_IN)}) nor the path of a directory"
+    )
     if hub_name and hub_name.is_known:
         return ModelNotFoundError(
             f"{what}, nor in the hub's cache ({hub_cache.hub_cache()}): `nvg models pull {hub_name}` downloads it"

@@ -12,7 +12,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvg.errors import CheckpointError
+from nvg.errors import CheckpointError, shown
+from nvg.files import weight_paths
 
 SHORT_NAMES = {
     "gpt2": "openai-community/gpt2",
@@ -26,7 +27,7 @@ SHORT_NAMES = {
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.]|-(?!-))*"  # "--" is the cache's own separator
 _REPO_AND_REVISION = re.compile(rf"((?:{_NAME}/)?{_NAME})(?:@(\w[\w./+-]*))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_READ_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja")
+_READ_NAME = re.compile(r"[\w.-]+\.(json|safetensors|txt|jinja)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class HubModel:
     directory: Path
     num_bytes: int
     """Of the files of this revision; other revisions may share some of them."""
+    is_complete: bool
+    """Whether all of its weights are there."""
 
 
 def hub_cache() -> Path:
@@ -94,8 +97,16 @@ def cached_models(model_type: str = "gpt2") -> list[HubModel]:
             name = HubName.parse(f"{repo}@{reference.relative_to(directory / 'refs').as_posix()}")
             snapshot = _snapshot(directory, name.revision) if name else None
             if name and snapshot is not None and _is_of_type(snapshot / "config.json", model_type):
-                models.append(HubModel(name, snapshot, _size(snapshot)))
+                models.append(HubModel(name, snapshot, _size(snapshot), has_weights(snapshot)))
     return models
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether all files of a model's weights are there; they may be damaged."""
+    try:
+        return all(path.exists() for path in weight_paths(directory))
+    except CheckpointError:
+        return (directory / "model.safetensors.index.json").exists()
 
 
 def refuse_links_out(directory: Path) -> None:
@@ -108,12 +119,12 @@ def refuse_links_out(directory: Path) -> None:
     if directory.parent.name == "snapshots":
         roots.append(os.path.realpath(directory.parent.parent / "blobs"))
     with os.scandir(directory) as entries:
-        links = [entry.path for entry in entries if entry.is_symlink() and entry.name.endswith(_READ_SUFFIXES)]
+        links = [entry.path for entry in entries if entry.is_symlink() and _READ_NAME.fullmatch(entry.name)]
     for link in links:
         target = os.path.realpath(link)
         if not any(target.startswith(root + os.sep) for root in roots):
             raise CheckpointError(
-                f"{link} is a link to {target}, outside of the model's directory; put the file itself there"
+                f"{link} is a link to {shown(target, 300)}, outside of the model's directory; put the file itself there"
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 
-from nvg.errors import ParameterError
+from nvg.errors import ParameterError, shown
 
 
 def integer(name: str, value: object, low: int, high: int | None = None, note: str = "") -> None:
@@ -13,7 +13,7 @@ def integer(name: str, value: object, low: int, high: int | None = None, note: s
     good = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not good or value < low or (high is not None and value > high):  # type: ignore[operator]
         allowed = f">= {low}" if high is None else f"from {low} to {high}"
-        raise ParameterError(f"{name} is {value!r}; it must be an integer {allowed}{note and f' ({note})'}")
+        raise ParameterError(f"{name} is {shown(value)}; it must be an integer {allowed}{note and f' ({note})'}")
 
 
 def number(name: str, value: object, allowed: str, low: float, high: float, *, open_low: bool = False) -> None:
@@ -21,7 +21,7 @@ def number(name: str, value: object, allowed: str, low: float, high: float, *, o
     `allowed` says so in words."""
     good = isinstance(value, numbers.Real) and not isinstance(value, bool) and _is_finite(value)
     if not good or not (low < value if open_low else low <= value) or value > high:  # type: ignore[operator]
-        raise ParameterError(f"{name} is {value!r}; it must be a number {allowed}")
+        raise ParameterError(f"{name} is {shown(value)}; it must be a number {allowed}")
 
 
 def _is_finite(value: numbers.Real) -> bool:

@@ -23,6 +23,11 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     cuts: int = 0
     """So many answers of the file store end in the middle."""
+    stops_at: int | None = None
+    """So many bytes of a file the store sends, sets `has_stopped`, and waits until it may go on (`goes_on`)."""
+    has_stopped: threading.Event = field(default_factory=threading.Event)
+    goes_on: threading.Event = field(default_factory=threading.Event)
+    ignores_ranges: bool = False
     down: bool = False
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     """Method, path and range of every request."""
@@ -80,6 +85,8 @@ def serve(hub):
                 return self.answer(200, {**headers, "ETag": f'"{blob}"'}, content)
             digest = hashlib.sha256(content).hexdigest()  # in the file store (LFS)
             headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{digest}"', "ETag": f'"{commit}"'}
+            # What a client with hf_xet would take instead; it isn't there.
+            headers |= {"X-Xet-Hash": digest, "Link": f'<{hub.url}/api/xet-read-token>; rel="xet-auth"'}
             return self.answer(302, {**headers, "Location": f"{hub.store}/store/{repo}/{commit}/{file}"})
 
         def store(self, path):
@@ -87,7 +94,8 @@ def serve(hub):
             repo, commit, file = path.rsplit("/", 2)
             content, start = hub.repos[repo][commit][file], 0
             headers = {"Accept-Ranges": "bytes", "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
-            if wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+            if wanted and not hub.ignores_ranges:
                 start = int(wanted[1])
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             cut = self.command == "GET" and hub.cuts > 0
@@ -102,6 +110,11 @@ def serve(hub):
             for name, value in {**headers, "Content-Length": len(content)}.items():
                 self.send_header(name, str(value))
             self.end_headers()
+            if self.command == "GET" and hub.stops_at is not None and len(content) > hub.stops_at:
+                self.wfile.write(content[: hub.stops_at])
+                hub.has_stopped.set()
+                hub.goes_on.wait(60)
+                content = content[hub.stops_at :]
             if self.command != "HEAD":
                 self.wfile.write(content[: len(content) // 2] if cut else content)
             if cut:

@@ -64,6 +64,7 @@ def test_a_list_of_packed_weights(packed, model):
             "kind": "built-in",
             "bytes": sum(file.stat().st_size for file in TALES.iterdir() if file.is_file()),
             "path": str(TALES),
+            "complete": True,
         }
     ]
     assert listed["packed"][1] == {
@@ -122,7 +123,7 @@ def test_rm_all(packed, model):
 def test_rm_of_what_is_not_there(packed, model):
     done = run_cli("models", "rm", "nosuch")
     assert done.code == 4
-    assert done.error == "no packed weights of 'nosuch'; there are those of no model"
+    assert done.error == "no packed weights of 'nosuch'; there are none of any model"
     path = packed(TALES)
     done = run_cli("models", "rm", "tales", model)
     assert done.code == 4

@@ -75,7 +75,9 @@ def test_home(tmp_path, monkeypatch):
 def test_what_is_no_name():
     with pytest.raises(ParameterError, match=r"^model is ''; it must be a model's name or the path"):
         resolve_model("")
-    assert refusal("x" * 5000).endswith("x' can't be read: File name too long")
+    message = refusal("x" * 5000)
+    assert message.endswith("x... can't be read: File name too long")
+    assert len(message) < 400
 
 
 @pytest.mark.parametrize("name", ["no/such/dir", "a\nb", "a\0b", "\udc80", "../a/b", "nothing", "org/a..b", "a--b/c"])
@@ -186,7 +188,9 @@ class TestHubCache:
         (snapshot.parent / OTHER).symlink_to(tmp_path)
         refusal(f"org/name@{OTHER}")
 
-    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "merges.txt"])
+    @pytest.mark.parametrize(
+        "name", ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "merges.txt"]
+    )
     def test_links_out_of_the_cache_are_refused(self, cache, tmp_path, name):
         snapshot = put(cache, "org/name")
         secret = tmp_path / "secret.json"
@@ -196,7 +200,7 @@ class TestHubCache:
         assert (snapshot / name).is_file()
         for model in ("org/name", snapshot):
             with pytest.raises(
-                CheckpointError, match=f"{name} is a link to {secret}, outside of the model's directory"
+                CheckpointError, match=f"{name} is a link to .{secret}., outside of the model's directory"
             ):
                 resolve_model(model)
 

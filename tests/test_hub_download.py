@@ -51,6 +51,7 @@ def test_a_model_by_its_short_name_and_only_the_files_that_are_read(hub, tmp_pat
     assert done.stdout == f"{directory}\n"
     assert names(directory) == NEEDED
     assert {name: (directory / name).read_bytes() for name in NEEDED} == {name: FILES[name] for name in NEEDED}
+    assert "nvg: config.json: 0.8 kB\n" in done.stderr
     assert "nvg: model.safetensors: 2.0 MB\n" in done.stderr
     for name in ("gpt2", "openai-community/gpt2", "gpt2@main", f"gpt2@{COMMIT}"):
         assert run_cli("tokenize", "-m", name, "a king").code == 0
@@ -74,6 +75,7 @@ def test_a_revision_and_a_branch_that_moved(hub):
     assert [(model["model"], model["kind"]) for model in listed] == [("org/tale", "hub"), ("org/tale@v1.0", "hub")]
     assert listed[1]["bytes"] == sum(len(FILES[name]) for name in NEEDED)
     assert listed[1]["path"].endswith(OTHER)
+    assert [model["complete"] for model in listed] == [True, True]
     hub.refs["org/tale"]["main"] = OTHER
     assert run_cli("models", "pull", "org/tale").stdout.rstrip().endswith(OTHER)
 
@@ -82,8 +84,7 @@ def test_a_cut_connection_is_taken_up_where_it_broke(hub):
     hub.cuts = 2
     done = run_cli("models", "pull", "gpt2")
     assert done.code == 0, done.stderr
-    ranges = [wanted for method, path, wanted in hub.requests if method == "GET" and path.startswith("/store/")]
-    first, *others = [int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0 for wanted in ranges]
+    first, *others = first_bytes(hub)
     half = len(FILES["model.safetensors"]) // 2
     assert first == 0
     assert len(others) == 2
@@ -100,12 +101,108 @@ def test_whole_files_stay_when_the_hub_goes_away(hub):
     assert done.stderr.endswith("the same command again resumes\n")
     done = run_cli("generate", "-m", "gpt2", "x")
     assert done.code == 4
-    assert "without model.safetensors" in done.error
+    assert "without its weights, or some of them" in done.error
     assert done.error.endswith("`nvg models pull gpt2` downloads what is missing")
     hub.cuts = 0
     hub.requests.clear()
     assert run_cli("models", "pull", "gpt2").code == 0
-    assert hub.asked_for("GET") == ["model.safetensors"]
+    assert set(hub.asked_for("GET")) == {"model.safetensors"}
+
+
+def first_bytes(hub):
+    """From which byte on each request for weights was."""
+    wanted = [wanted for method, path, wanted in hub.requests if method == "GET" and path.startswith("/store/")]
+    return [int(each.removeprefix("bytes=").removesuffix("-")) if each else 0 for each in wanted]
+
+
+@pytest.fixture
+def partly(hub, tmp_path):
+    """A hub of a model whose weights are there up to byte 2^20; the file of those."""
+    hub.cuts = 1000
+    assert run_cli("models", "pull", "gpt2").code == 1
+    hub.cuts = 0
+    hub.requests.clear()
+    (part,) = (tmp_path / "hub").glob("models--*/blobs/*.incomplete")
+    part.write_bytes(FILES["model.safetensors"][: 2**20])
+    return part
+
+
+def pulled():
+    done = run_cli("models", "pull", "gpt2")
+    assert done.code == 0, done.stderr
+    assert (Path(done.stdout.rstrip()) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_a_killed_download_goes_on_where_it_was(hub, tmp_path):
+    weights = bytes(range(256)) * (3 * 2**16)  # 48 MB, as pieces of 10 MB are written
+    hub.add("openai-community/gpt2", {**FILES, "model.safetensors": weights})
+    hub.stops_at = 45 * 10**6
+    process = start_cli("models", "pull", "gpt2")
+    try:
+        assert hub.has_stopped.wait(60)
+        (part,) = (tmp_path / "hub").glob("models--*/blobs/*.incomplete")
+        while part.stat().st_size < 40 * 2**20:  # what was sent last may be on its way
+            assert process.poll() is None
+            hub.goes_on.wait(0.01)
+    finally:
+        process.kill()
+        finish(process)
+    hub.stops_at = None
+    hub.goes_on.set()
+    done = run_cli("models", "pull", "gpt2")
+    assert done.code == 0, done.stderr
+    assert first_bytes(hub) == [0, 40 * 2**20]
+    assert (Path(done.stdout.rstrip()) / "model.safetensors").read_bytes() == weights
+    assert not part.exists()
+
+
+def test_two_at_once_download_once(hub):
+    hub.stops_at = 2**20
+    first = start_cli("models", "pull", "gpt2")
+    assert hub.has_stopped.wait(60)
+    second = start_cli("models", "pull", "gpt2")
+    for _ in range(6000):  # until it has all but the weights
+        if hub.asked_for("HEAD").count("model.safetensors") > 1:
+            break
+        hub.goes_on.wait(0.01)
+    hub.goes_on.set()
+    assert finish(first)[:2] == finish(second)[:2]
+    assert first.returncode == 0
+    assert first_bytes(hub) == [0]
+
+
+def test_a_part_that_was_left_is_used(hub, partly):
+    pulled()
+    assert first_bytes(hub) == [2**20]
+
+
+def test_a_part_that_is_whole(hub, partly):
+    partly.write_bytes(FILES["model.safetensors"])
+    pulled()
+    assert first_bytes(hub) == []
+
+
+@pytest.mark.parametrize("size", [0, 3 * 2**20])
+def test_a_part_that_is_empty_or_too_long(hub, partly, size):
+    partly.write_bytes(bytes(size))
+    pulled()
+    assert first_bytes(hub) == [0]
+
+
+def test_a_server_that_does_not_know_ranges(hub, partly):
+    hub.ignores_ranges = True
+    pulled()
+
+
+def test_a_part_of_something_else_is_not_taken_for_weights(hub, partly):
+    partly.write_bytes(bytes(2**20))
+    done = run_cli("models", "pull", "gpt2")
+    assert done.code == 1
+    assert "model.safetensors of gpt2 came damaged" in done.stderr.splitlines()[-1]
+    assert not partly.exists()
+    hub.requests.clear()
+    pulled()
+    assert first_bytes(hub) == [0]
 
 
 def test_vocab_and_merges_where_there_is_no_tokenizer_json(hub):
@@ -122,8 +219,20 @@ def test_shards(hub):
     files["model.safetensors.index.json"] = json.dumps(index).encode()
     files |= dict.fromkeys(index["weight_map"].values(), b"shard")
     hub.add("org/big", files)
-    directory = run_cli("models", "pull", "org/big").stdout.rstrip()
-    assert names(Path(directory)) == set(files)
+    directory = Path(run_cli("models", "pull", "org/big").stdout.rstrip())
+    assert names(directory) == set(files)
+    (directory / "model-00002-of-00002.safetensors").unlink()
+    assert run_cli("generate", "-m", "org/big", "x").error.endswith(
+        "`nvg models pull org/big` downloads what is missing"
+    )
+    (row,) = [line for line in run_cli("models").stdout.splitlines() if line.startswith("org/big")]
+    assert row.split("  ")[1].strip() == "hub, incomplete"
+    assert run_cli("models", "pull", "org/big").code == 0
+    (row,) = [line for line in run_cli("models").stdout.splitlines() if line.startswith("org/big")]
+    assert row.split("  ")[1].strip() == "hub"
+    (directory / "model.safetensors.index.json").unlink()
+    (directory / "model.safetensors.index.json").write_text("{")
+    assert "model.safetensors.index.json is not valid JSON" in run_cli("generate", "-m", "org/big", "x").error
     for weight_map in ({"a": "../../x.safetensors"}, {"a": "sub/x.safetensors"}, {"a": 1}, [], None):
         hub.add("org/bad", {**files, "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode()})
         done = run_cli("models", "pull", "org/bad")
@@ -169,6 +278,21 @@ def test_what_cannot_be_had(hub, name, code, message):
     assert done.code == code
     assert done.stdout == ""
     assert done.error.startswith(message)
+
+
+def test_the_built_in_model_is_there(hub):
+    done = run_cli("models", "pull", "tales")
+    assert done == (0, f"{TALES}\n", "nvg: tales comes with nvg: there is nothing to download\n")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2", "gpt2@main"])
+def test_rm_says_how_the_model_itself_is_removed(hub, name):
+    run_cli("models", "pull", "gpt2")
+    assert run_cli("models", "rm", name).error == (
+        f"no packed weights of {name!r}; there are none of any model; "
+        "`hf cache rm model/openai-community/gpt2` removes the model itself"
+    )
 
 
 def test_the_token_comes_from_the_usual_places(hub, tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def test_n_inner():
 
 def test_context_is_n_positions_never_n_ctx():
     assert ModelConfig.from_dict(GPT2 | {"n_ctx": 7}, "").n_positions == 64
-    assert "n_positions is missing" in refusal({k: v for k, v in GPT2.items() if k != "n_positions"} | {"n_ctx": 64})
+    assert ModelConfig.from_dict({"model_type": "gpt2", "n_ctx": 7}, "").n_positions == 1024
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -71,9 +71,31 @@ def test_old_config_without_model_type():
     assert config.model_type == "gpt2"
 
 
-@pytest.mark.parametrize("name", list(SIZES))
-def test_a_missing_size(name):
-    assert f"{name} is missing; it must be an integer from 1" in refusal({k: v for k, v in GPT2.items() if k != name})
+USUAL = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
+OTHER_NAMES = {
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+}
+
+
+def test_missing_sizes_are_those_of_gpt2():
+    config = ModelConfig.from_dict({"model_type": "gpt2"}, "")
+    assert {name: getattr(config, name) for name in USUAL} == USUAL
+    assert (config.n_inner, config.eos_token_ids) == (3072, (50256,))
+
+
+@pytest.mark.parametrize(("other", "name"), [*OTHER_NAMES.items()])
+def test_other_names_of_sizes(other, name):
+    data = {**GPT2, other: GPT2[name]}
+    assert ModelConfig.from_dict(data, "") == ModelConfig.from_dict(GPT2, "")
+    del data[name]
+    assert ModelConfig.from_dict(data, "") == ModelConfig.from_dict(GPT2, "")
+    assert f"{name} is {GPT2[name]} and {other} is 1; they are two names of one size" in refusal({**GPT2, other: 1})
+    for value in (None, 0, 2.0, True, "2", [2], 10**9):
+        assert f"{other} is {value!r}; it must be an integer from 1" in refusal({**data, other: value})
+        assert f"{other} is {value!r}; it must be an integer from 1" in refusal({**GPT2, other: value})
 
 
 @pytest.mark.parametrize("name", [*SIZES, "n_inner"])

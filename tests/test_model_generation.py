@@ -129,10 +129,23 @@ def test_impossible_values(model, key, value):
         assert message.isprintable()
 
 
-@pytest.mark.parametrize("value", [[""], [3], [None]])
+@pytest.mark.parametrize("value", [[""], [3], [None], "\ud800", ["a\udc00b"]])
 def test_impossible_stop_strings(model, value):
     with pytest.raises(CheckpointError, match="it must be a text or a list of texts that are not empty"):
         say(model, {"stop_strings": value})
+
+
+def test_endless_stop_strings(model):
+    assert say(model, {"stop_strings": ["x" * 1000] * 100}).params["stop"]
+    with pytest.raises(CheckpointError, match=r"stop_strings is .*; it must be at most 100000 characters in all"):
+        say(model, {"stop_strings": ["x" * 1000] * 101})
+
+
+def test_bad_words_of_another_vocabulary(model):
+    assert say(model, {"bad_words_ids": [[3], [276]]}).stages == (("banned", {"sequences": [[3], [276]]}),)
+    with pytest.raises(CheckpointError, match=r"bad_words_ids has the token id 277; config\.json has vocab_size 277"):
+        say(model, {"bad_words_ids": [[3], [1, 277]]})
+    assert say(model, {}, {"vocab_size": -5}).stages == ()
 
 
 @pytest.mark.parametrize("value", [[[]], [3], [["a"]], [[-1]], [[True]]])

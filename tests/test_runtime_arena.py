@@ -33,6 +33,15 @@ def test_too_much_is_a_memory_error():
         Arena(2**62)
 
 
+def test_more_than_is_free_is_a_memory_error(monkeypatch):
+    monkeypatch.setattr(arena_module, "available_memory", lambda: HUGE_PAGE)
+    assert Arena(HUGE_PAGE).bytes.size == HUGE_PAGE
+    with pytest.raises(MemoryError, match=f"{HUGE_PAGE + 1} bytes for weights, and {HUGE_PAGE} are free"):
+        Arena(HUGE_PAGE + 1)
+    monkeypatch.setattr(arena_module, "available_memory", lambda: 0)  # the system doesn't say
+    Arena(HUGE_PAGE)
+
+
 def entry_of(array):
     """/proc/self/smaps' entry of the memory of `array`: name -> kB, and "VmFlags"."""
     address, found = array.ctypes.data, {}

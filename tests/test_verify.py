@@ -11,7 +11,7 @@ from test_model_checkpoint import parts, rewrite
 
 from nvg.errors import ParameterError
 from nvg.params import DTYPES
-from nvg.verify import fingerprint
+from nvg.verify import checks, fingerprint
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,12 @@ def test_json(model):
     }
     assert found["tokenizer"]["vocab_size"] == 277
     assert np.shape(found["fingerprint"]["logits"]) == (8, 64)
+
+
+def test_every_value_is_looked_at(model, monkeypatch):
+    monkeypatch.setattr(checks, "_PIECE", 100)
+    expected = {name.removeprefix("transformer."): np.abs(part[2]).max() for name, part in parts(model).items()}
+    assert {tensor["name"]: tensor["largest"] for tensor in verified(model)["tensors"]} == expected
 
 
 def test_the_logits_are_those_of_the_model(model):
@@ -298,3 +304,60 @@ def test_the_built_in_model_has_not_changed(tmp_path):
     saved = TALES.parents[2] / "tests" / "golden" / "tales_fingerprint.json"
     compared = verified("tales", "--compare", saved)["comparison"]
     assert compared["distance"] < 1e-4
+
+
+LONG = "é\x1b" * 50_000
+LONG_VALUES = (LONG, [0] * 100_000, [LONG], {LONG: 1}, 10**4000, f"{'x' * 100_000}.safetensors")
+CONFIG_KEYS = ("model_type", "n_embd", "hidden_size", "n_layer", "n_inner", "activation_function", "layer_norm_epsilon",
+               "scale_attn_weights", "add_cross_attention", "pruned_heads", "quantization_config")  # fmt: skip
+GENERATION_KEYS = ("eos_token_id", "do_sample", "temperature", "top_k", "min_p", "bad_words_ids", "stop_strings",
+                   "guidance_scale")  # fmt: skip
+
+
+def check_lines(model):
+    lines = [one["text"] for one in verified(model, code=4)["findings"]]
+    assert max(map(len, lines)) < 1000
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [*(("config.json", key) for key in CONFIG_KEYS), *(("generation_config.json", key) for key in GENERATION_KEYS)],
+)
+def test_what_is_quoted_of_a_config_is_short(model, file, key):
+    content = json.loads((model / file).read_text()) if (model / file).exists() else {}
+    (model / "tokenizer.json").unlink()  # whatever the value is, something is bad
+    for value in LONG_VALUES:
+        (model / file).write_text(json.dumps({**content, key: value}))
+        check_lines(model)
+
+
+@pytest.mark.parametrize("value", LONG_VALUES[::5])
+def test_what_is_quoted_of_weights_is_short(model, value):
+    (model / "model.safetensors").rename(model / "a.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": value}}))
+    check_lines(model)
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    for header in (
+        {value: entry},
+        {value: {**entry, "shape": [2]}},
+        {"a": {**entry, "dtype": "F32_" + "A" * 100_000, "shape": [2]}},
+        {"a": {**entry, "dtype": value}},
+        {"a": {**entry, "shape": [1] * 100_000}},
+        {"a": entry, value: {**entry, "data_offsets": [8, 12]}},
+    ):
+        text = json.dumps(header).encode()
+        (model / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 4)
+        check_lines(model)
+
+
+def test_what_is_shown_of_a_sound_model_is_short(model):
+    unused = {"length_penalty": float("nan"), "force_words_ids": LONG, "sequence_bias": [LONG, float("inf")]}
+    (model / "generation_config.json").write_text(
+        json.dumps({**unused, "stop_strings": [LONG], "eos_token_id": [*range(277)]})
+    )
+    done = run_cli("models", "verify", model, "--format", "json")
+    assert done.code == 0
+    found = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["generation"]["unused"] == {**unused, "length_penalty": "NaN", "sequence_bias": [LONG, "Infinity"]}
+    assert max(len(one["text"]) for one in found["findings"]) < 1000

@@ -48,13 +48,14 @@ def list_models(output_format: str = "text") -> None:
     cap = cap_bytes()
     built_in = [(name, resolve_model(name)) for name in BUILT_IN]
     sizes = {name: sum(file.stat().st_size for file in path.iterdir() if file.is_file()) for name, path in built_in}
-    models = [(name, "built-in", sizes[name], path) for name, path in built_in]
-    models += [(str(model.name), "hub", model.num_bytes, model.directory) for model in cached_models()]
+    models = [(name, "built-in", sizes[name], path, True) for name, path in built_in]
+    models += [(str(one.name), "hub", one.num_bytes, one.directory, one.is_complete) for one in cached_models()]
     packed = [(_name_of(file.model), file) for file in packed_files()]
     if output_format == "json":
         facts: dict[str, Any] = {
             "models": [
-                {"model": name, "kind": kind, "bytes": size, "path": str(path)} for name, kind, size, path in models
+                {"model": name, "kind": kind, "bytes": size, "path": str(path), "complete": is_complete}
+                for name, kind, size, path, is_complete in models
             ],
             "packed": [
                 {
@@ -71,7 +72,10 @@ def list_models(output_format: str = "text") -> None:
         }
         click.echo(json.dumps(facts))
         return
-    rows = [(name, kind.replace("-", " "), _megabytes(size), "", str(path)) for name, kind, size, path in models]
+    rows = []
+    for name, kind, size, path, is_complete in models:
+        told = kind.replace("-", " ") + ("" if is_complete else ", incomplete")
+        rows.append((name, told, _megabytes(size), "", str(path)))
     for name, file in packed:
         kind = f"packed {file.dtype}" if file.is_finished else "unfinished"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.last_used))
@@ -85,17 +89,25 @@ def pull_model(name: str) -> None:
     """Download a model from the Hugging Face hub into its cache, and print its directory.
 
     NAME is gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2 or ORG/NAME; -m takes the same. Only the files that nvg
-    reads are downloaded, and none that are there. This needs the extra: pip install 'nvg[hub]'. A token for private and
-    gated models is taken from HF_TOKEN or from `hf auth login`; HF_ENDPOINT names another hub.
+    reads are downloaded, and none that are there; weights that were cut off go on where they were. This needs the
+    extra: pip install 'nvg[hub]'. A token for private and gated models is taken from HF_TOKEN or from `hf auth login`;
+    HF_ENDPOINT names another hub.
     """
-    from nvg.errors import ParameterError
-    from nvg.hub_cache import HubName
+    from nvg.errors import ParameterError, shown
+    from nvg.hub import BUILT_IN, resolve_model
+    from nvg.hub_cache import SHORT_NAMES, HubName
     from nvg.hub_download import pull
     from nvg.model.config import read_config
 
+    if name in BUILT_IN:
+        say(f"{name} comes with nvg: there is nothing to download")
+        click.echo(resolve_model(name))
+        return
     hub_name = HubName.parse(name)
     if hub_name is None or not hub_name.is_known:
-        raise ParameterError(f"{name!r} is no model of the hub; it must be gpt2, gpt2-xl ... or ORG/NAME[@REVISION]")
+        raise ParameterError(
+            f"{shown(name)} is no model of the hub; it must be {', '.join(SHORT_NAMES)} or ORG/NAME[@REVISION]"
+        )
     click.echo(pull(hub_name, read_config, say))
 
 
@@ -127,13 +139,22 @@ def remove(names: Sequence[str], all_of_them: bool) -> None:
 
 def _of_model(name: str, files: Sequence[PackedFile]) -> list[PackedFile]:
     """The files of the model that the user calls `name`. Raises ModelNotFoundError if there are none."""
-    from nvg.errors import ModelNotFoundError
+    from nvg.errors import ModelNotFoundError, shown
+    from nvg.hub_cache import HubName
 
-    directory = os.path.realpath(_directories().get(name, os.path.expanduser(name)))  # it may be gone
+    directories = _directories()
+    called = next((key for key in (name, str(HubName.parse(name))) if key in directories), None)
+    directory = os.path.realpath(directories[called] if called else os.path.expanduser(name))  # it may be gone
     found = [file for file in files if file.model == directory]
     if not found:
         known = sorted({_name_of(file.model) for file in files} - {""})
-        raise ModelNotFoundError(f"no packed weights of {name!r}; there are those of {', '.join(known) or 'no model'}")
+        there = f"there are those of {', '.join(known)}" if known else "there are none of any model"
+        repository = os.path.basename(os.path.dirname(os.path.dirname(directory)))  # if it is in the hub's cache
+        is_cached = called is not None and repository.startswith("models--")
+        removal = f"`hf cache rm {repository.replace('models--', 'model/').replace('--', '/')}`"
+        raise ModelNotFoundError(
+            f"no packed weights of {shown(name, 300)}; {there}{f'; {removal} removes the model itself' * is_cached}"
+        )
     return found
 
 

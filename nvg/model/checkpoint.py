@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from nvg.errors import CheckpointError
-from nvg.files import open_file, shown, weight_files
+from nvg.errors import CheckpointError, shown
+from nvg.files import open_file, weight_files
 from nvg.model.config import ModelConfig, read_config
 from nvg.model.safetensors_header import StoredTensor, read_header
 

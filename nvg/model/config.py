@@ -8,13 +8,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nvg.errors import CheckpointError
-from nvg.files import read_json, shown
+from nvg.errors import CheckpointError, shown
+from nvg.files import read_json
 
 MODEL_TYPE = "gpt2"
-ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu", "relu", "silu", "swish", "tanh")
-"""Activation names as Hugging Face spells them. The first three are one function (the tanh approximation of GELU),
-`gelu` is the exact one (erf), `silu` and `swish` are synonyms."""
+ACTIVATIONS = (
+    *("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate", "gelu", "gelu_python"),
+    *("relu", "silu", "swish", "tanh"),
+)
+"""Activation names as Hugging Face spells them. The first five are one function (the tanh approximation of GELU), so
+are `gelu` and `gelu_python` (the exact one, by erf), `silu` and `swish`."""
 MAX_HEAD_SIZE = 128
 
 # Far above any GPT-2 that exists: a damaged or hostile file is refused before anything is sized by it.
@@ -26,7 +29,15 @@ _LARGEST = {
     "n_head": 2**16,
     "n_inner": 2**20,
 }
-_GPT2_EOS = 50256  # what eos_token_id means to transformers in a GPT-2 config.json that does not say
+# What transformers (GPT2Config) takes where a config.json does not say, and its other names of the sizes.
+_USUAL_SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
+_USUAL_EOS = 50256
+_OTHER_NAMES = {
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +69,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in _LARGEST:
-            _check_size(name, getattr(self, name))
+            _check_size(name, getattr(self, name), _LARGEST[name])
         if self.n_embd % self.n_head or self.head_size > MAX_HEAD_SIZE:
             raise CheckpointError(
                 f"n_head is {self.n_head}; it must divide n_embd ({self.n_embd}) into heads of 1 to {MAX_HEAD_SIZE}"
@@ -87,6 +98,8 @@ class ModelConfig:
     def from_dict(cls, data: Mapping[str, Any], where: str) -> ModelConfig:
         """The config that `data`, the parsed config.json, describes; keys that don't matter are ignored.
 
+        What is missing is as in transformers, and sizes may have its other names (hidden_size ...).
+
         `where` begins every error: the file's path. Raises CheckpointError for another kind of model, for what nvg
         does not run (cross attention, pruned heads, quantised weights) and for a value outside its range.
         """
@@ -98,17 +111,14 @@ class ModelConfig:
 
     @classmethod
     def _from_gpt2(cls, data: Mapping[str, Any]) -> ModelConfig:
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {name: _size(name, data) for name in _USUAL_SIZES}
         for name in (field.name for field in fields(cls)):
-            if name in data and name not in ("eos_token_ids", "model_type"):
+            if name in data and name not in (*_USUAL_SIZES, "eos_token_ids", "model_type"):
                 values[name] = data[name]
-            elif name in _LARGEST and name != "n_inner":
-                raise CheckpointError(f"{name} is missing; it must be {_allowed_size(name)}")
-        _check_size("n_embd", data["n_embd"])
         if values.get("n_inner") is None:
-            values["n_inner"] = 4 * data["n_embd"]
+            values["n_inner"] = 4 * values["n_embd"]
         config = cls(**values)
-        return config._with_eos(data.get("eos_token_id", _GPT2_EOS))
+        return config._with_eos(data.get("eos_token_id", _USUAL_EOS))
 
     def _with_eos(self, value: Any) -> ModelConfig:
         """Take `value` (null, an id or a list of ids, as in JSON) as the end-of-text ids.
@@ -170,13 +180,20 @@ def _refuse_other_models(data: Mapping[str, Any]) -> None:
         )
 
 
-def _allowed_size(name: str) -> str:
-    return f"an integer from 1 to {_LARGEST[name]}"
+def _size(name: str, data: Mapping[str, Any]) -> int:
+    """A size of config.json, under either of its names."""
+    given = {key: data[key] for key in (name, _OTHER_NAMES.get(name, name)) if key in data}
+    for key, value in given.items():
+        _check_size(key, value, _LARGEST[name])
+    if len(set(given.values())) > 1:
+        told = " and ".join(f"{key} is {value}" for key, value in given.items())
+        raise CheckpointError(f"{told}; they are two names of one size: remove the wrong one")
+    return next(iter(given.values()), _USUAL_SIZES[name])
 
 
-def _check_size(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST[name]:
-        raise CheckpointError(f"{name} is {shown(value)}; it must be {_allowed_size(name)}")
+def _check_size(name: str, value: object, largest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        raise CheckpointError(f"{name} is {shown(value)}; it must be an integer from 1 to {largest}")
 
 
 def _check_flag(name: str, value: object) -> None:

@@ -10,13 +10,14 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from nvg import ranges
-from nvg.errors import CheckpointError, ParameterError
-from nvg.files import read_json, shown
+from nvg.errors import CheckpointError, ParameterError, shown
+from nvg.files import read_json
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,15 @@ def _flag(name: str, value: Any) -> None:
 
 def _texts(name: str, value: Any) -> None:
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+    if not isinstance(texts, list) or not all(isinstance(text, str) and _is_unicode(text) for text in texts):
         raise ParameterError(f"{name} is {shown(value)}; it must be a text or a list of texts that are not empty")
+    if sum(map(len, texts)) > _MOST_CHARACTERS:  # whoever looks for them takes 300 bytes for each
+        raise ParameterError(f"{name} is {shown(value)}; it must be at most {_MOST_CHARACTERS} characters in all")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be in another text: it is not empty, and has no lone surrogate."""
+    return bool(text) and text.encode(errors="replace").decode() == text
 
 
 def _sequences(name: str, value: Any) -> None:
@@ -70,6 +78,7 @@ def _sequences(name: str, value: Any) -> None:
         raise ParameterError(f"{name} is {shown(value)}; it must be a list of lists of token ids")
 
 
+_MOST_CHARACTERS = 100_000
 _SHARE = "above 0 and at most 1"
 _CUTOFF = "from 0 to 1"
 _KEYS = MappingProxyType(
@@ -128,6 +137,7 @@ def read_generation_defaults(directory: str | os.PathLike[str]) -> GenerationDef
     found: dict[str, Any] = {}
     origins: dict[str, str] = {}
     unused: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     for name, is_choice in (("generation_config.json", True), ("config.json", False)):
         path = Path(directory) / name
         if not os.path.lexists(path):
@@ -146,6 +156,12 @@ def read_generation_defaults(directory: str | os.PathLike[str]) -> GenerationDef
             value = data.get(key)
             if value is not None and value not in without_effect:
                 unused.setdefault(key, value)
+    vocab_size, largest = data.get("vocab_size"), max(chain.from_iterable(found.get("bad_words_ids", ())), default=-1)
+    if isinstance(vocab_size, int) and largest >= max(0, vocab_size):
+        raise CheckpointError(
+            f"{Path(directory) / origins['bad_words_ids']}: bad_words_ids has the token id {shown(largest)}; "
+            f"config.json has vocab_size {shown(vocab_size)}: ids must be below it"
+        )
     return _defaults(found, origins, unused)
 
 

@@ -13,7 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import IO, Any
 
-from nvg.files import MAX_JSON_BYTES, shown
+from nvg.errors import shown
+from nvg.files import MAX_JSON_BYTES
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _bits(dtype: str) -> int | None:
     """Of one element; None for a dtype that the format doesn't have."""
     if dtype == "BOOL":
         return 8
-    width = re.fullmatch(r"(?:[IUFC]|BF)(4|6|8|16|32|64)(?:_[A-Z0-9]+)?", dtype)
+    width = re.fullmatch(r"(?:[IUFC]|BF)(4|6|8|16|32|64)(?:_[A-Z0-9]{1,16})?", dtype)
     return int(width[1]) if width else None
 
 

@@ -10,6 +10,8 @@ import time
 import numpy as np
 import numpy.typing as npt
 
+from nvg.runtime.cores import available_memory
+
 HUGE_PAGE = 2 << 20
 """Bytes of one where pages have 4 KB; elsewhere a number like any other."""
 PATIENCE_S = 0.02
@@ -43,10 +45,13 @@ class Arena:
     Huge pages make reading it a few per cent faster, so they are taken here, one by one; when `patience_s` were lost on
     slow ones, what is left will come in small pages as it is touched.
 
-    Raises MemoryError.
+    Raises MemoryError, also for more than is free: Linux gives that, and ends whoever fills it.
     """
 
     def __init__(self, size: int, patience_s: float = PATIENCE_S) -> None:
+        free = available_memory()
+        if 0 < free < size:
+            raise MemoryError(f"{size} bytes for weights, and {free} are free")
         private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
         try:
             self._memory = mmap.mmap(-1, size + HUGE_PAGE, **private)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import Counter
@@ -12,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from nvg.errors import NvgError, ParameterError, cause
-from nvg.files import weight_files
+from nvg.errors import NvgError, ParameterError, cause, shown
+from nvg.files import size_text, weight_files
 from nvg.hub import resolve_model
 from nvg.llm import LLM
 from nvg.model.checkpoint import DTYPES, Checkpoint
@@ -29,6 +30,8 @@ from nvg.verify.fingerprint import Fingerprint
 OK, WARNING, BAD = "ok", "warning", "bad"
 _FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+_PIECE = 2**20  # values that are read at once
+_MOST_ENDS = 5  # are listed
 _SAMPLE = "Once upon a time, naïve façade:\n\t42 x 1.5 = 63 – “日本語” 🦊 e\u0301\u200d don't  \r\n\0"
 
 
@@ -113,14 +116,14 @@ def _check_generation(found: Verification, directory: Path) -> None:
         "params": dict(defaults.params),
         "stages": stages,
         "origins": dict(defaults.origins),
-        "unused": dict(defaults.unused),
+        "unused": json.loads(json.dumps(dict(defaults.unused)), parse_constant=str),  # nan is no JSON
     }
-    told = [f"{name} {value!r}" for name, value in defaults.params.items()]
-    told += [f"{name}.{option} {value!r}" for name, options in stages.items() for option, value in options.items()]
+    told = [f"{name} {shown(value)}" for name, value in defaults.params.items()]
+    told += [f"{name}.{option} {shown(value)}" for name, options in stages.items() for option, value in options.items()]
     files = ", ".join(sorted(set(defaults.origins.values())))
     found.add("defaults", OK, f"{', '.join(told)} (from {files})" if told else "the model has none of its own")
     if defaults.unused:
-        unused = ", ".join(f"{key} {value!r}" for key, value in defaults.unused.items())
+        unused = ", ".join(f"{key} {shown(value)}" for key, value in defaults.unused.items())
         found.add("defaults", WARNING, f"not used by nvg: {unused}")
 
 
@@ -136,11 +139,11 @@ def _check_files(found: Verification, directory: Path) -> None:
             link = os.path.realpath(path) if path.is_symlink() else None
             files.append({"name": name, "bytes": path.stat().st_size, "link": link})
     found.facts["files"] = files
-    told = ", ".join(f"{file['name']} {_size(file['bytes'])}" for file in files if file["name"] not in weights)
+    told = ", ".join(f"{file['name']} {size_text(file['bytes'])}" for file in files if file["name"] not in weights)
     total = sum(file["bytes"] for file in files if file["name"] in weights)
     if weights:
         name = weights[0] if len(weights) == 1 else f"{len(weights)} shards"
-        told += f", {name} {_size(total)}"
+        told += f", {name} {size_text(total)}"
     found.add("files", OK, told)
 
 
@@ -172,8 +175,7 @@ def _check_values(found: Verification, checkpoint: Checkpoint) -> None:
             "name": name, "shape": list(checkpoint.shape(name)), "dtype": checkpoint.dtype(name), "largest": None
         }  # fmt: skip
         try:
-            values = checkpoint.read(name)
-            fact["largest"] = float(max(values.max(), -values.min()))
+            fact["largest"] = _largest_value(checkpoint, name)
             largest = max(largest, (fact["largest"], name))
         except NvgError as error:
             faults += 1
@@ -183,6 +185,18 @@ def _check_values(found: Verification, checkpoint: Checkpoint) -> None:
     checkpoint.check_unchanged()
     if not faults:
         found.add("values", OK, f"all are finite, none beyond {largest[0]:.4g} ({largest[1]})")
+
+
+def _largest_value(checkpoint: Checkpoint, name: str) -> float:
+    """The largest absolute value of a tensor, which may not fit into memory. Raises CheckpointError."""
+    *rows, columns = checkpoint.shape(name)
+    num_rows, largest = math.prod(rows), 0.0
+    step = max(1, _PIECE // columns)
+    for first in range(0, num_rows, step):
+        values = np.empty((min(step, num_rows - first), columns), np.float32)
+        checkpoint.read_rows(name, first, values)
+        largest = max(largest, float(values.max()), -float(values.min()))
+    return largest
 
 
 def _check_tokenizer(found: Verification, directory: Path, name: str | None, config: ModelConfig | None) -> None:
@@ -204,8 +218,9 @@ def _check_tokenizer(found: Verification, directory: Path, name: str | None, con
     if all(state != BAD for _, state, _ in faults):
         spare = config.vocab_size - size if config else 0
         rows = f", {spare} rows of the weights beyond them, which are never drawn" if spare else ""
-        shown = [f"{i} ({tokenizer.token_bytes(i).decode(errors='replace')!r})" for i in ends]
-        end = f"; a text ends with {', '.join(shown)}" if ends else ""
+        some = [f"{i} ({shown(tokenizer.token_bytes(i).decode(errors='replace'))})" for i in ends[:_MOST_ENDS]]
+        more = ", ..." if len(ends) > _MOST_ENDS else ""
+        end = f"; a text ends with {', '.join(some)}{more}" if ends else ""
         found.add("tokenizer", OK, f"{size} ids{rows}{end}")
 
 
@@ -222,11 +237,14 @@ def _faults_of_tokenizer(tokenizer: Tokenizer, config: ModelConfig | None) -> It
     if not all(0 <= token_id < size for token_id in token_ids):
         yield BAD, f"it gives ids outside of 0 to {size - 1}"
     elif back.lstrip(" ") != _SAMPLE:  # some begin every text with a space
-        yield WARNING, f"a text comes back as another: {back!r}"
+        yield WARNING, f"a text comes back as another: {shown(back, 300)}"
     if not ends:
         yield WARNING, "no token ends a text: neither eos_token_id nor <|endoftext|> is there"
     elif config is not None and config.eos_token_ids and set(config.eos_token_ids) != set(ends):
-        yield WARNING, f"a text ends with {list(ends)} here, with {list(config.eos_token_ids)} in the config"
+        yield (
+            WARNING,
+            f"a text ends with {shown(list(ends))} here, with {shown(list(config.eos_token_ids))} in the config",
+        )
 
 
 def _check_logits(
@@ -263,10 +281,6 @@ def _check_logits(
     found.add(
         "logits", OK if compared.is_same else BAD, f"{'' if compared.is_same else 'another model: '}{told}; {near}"
     )
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _millions(count: int) -> str:
