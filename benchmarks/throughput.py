@@ -38,9 +38,10 @@ def _variants(precision: str) -> list[Variant]:
     def variant(name: str, peer: str, kind: str, **options: Any) -> Variant:
         return Variant(name, peer, precision, f"batching:{kind}Batching", options=options)
 
+    other_kv = [variant("nvg-bf16-kv", "nvg-bf16-kv", "Nvg", kv="bfloat16")] if precision == "float32" else []
     return [
         variant("nvg", "nvg", "Nvg"),
-        variant("nvg-bf16-kv", "nvg-bf16-kv", "Nvg", kv="bfloat16"),
+        *other_kv,  # what it has anyway at the other precisions
         variant("nvg-int8-kv", "nvg-int8-kv", "Nvg", kv="int8"),
         variant("llama.cpp", "llama.cpp", "LlamaCpp", type=_LLAMA_TYPES[precision]),
         variant("openvino-genai", "openvino-genai", "OpenVino"),
