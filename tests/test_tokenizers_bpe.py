@@ -1,6 +1,7 @@
 """Byte-level BPE against tiktoken, Hugging Face tokenizers and a naive merge; and its files, whole and damaged."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -777,6 +778,7 @@ def refused(directory, pattern):
         ByteLevelBPE.from_dir(directory)
     assert str(caught.value).startswith(str(directory))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(directory)) + 400
 
 
 class TestDamagedFiles:
@@ -805,7 +807,29 @@ class TestDamagedFiles:
 
     def test_a_directory_of_that_name(self, tmp_path):
         (tmp_path / "tokenizer.json").mkdir()
-        refused(tmp_path, "tokenizer.json: can't be read: ")
+        refused(tmp_path, "tokenizer.json: can.t be read: Is a directory")
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "config.json"])
+    def test_a_pipe_or_a_link_that_leads_away(self, tmp_path, name):
+        directory = tmp_path / "model"
+        directory.mkdir()
+        write_pair(directory)
+        path = directory / name
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        refused(directory, f"{name} is not a regular file")
+        path.unlink()
+        (tmp_path / "elsewhere").write_text("{}")
+        path.symlink_to(tmp_path / "elsewhere")
+        refused(directory, f"{name} is a link to .*elsewhere', outside of the model's directory")
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere")
+        refused(directory, f"{name} is a link to")
+
+    def test_too_long(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("nvg.tokenizers.bpe_files.MAX_FILE_BYTES", 1000)
+        write_json(tmp_path, tiny_settings())
+        refused(tmp_path, "tokenizer.json: has more than 1000 bytes")
 
     @pytest.mark.parametrize(
         ("changes", "pattern"),
@@ -884,6 +908,32 @@ class TestDamagedFiles:
             ByteLevelBPE.from_dir(tmp_path)
         else:
             refused(tmp_path, "tokenizer.json: .*" + pattern)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"normalizer": {"type": "x" * 9999}},
+            {"normalizer": replace({"Regex": "(" * 9999})},
+            {"normalizer": replace({"Regex": "x" * 99999})},
+            {"pre_tokenizer": {"type": ["x"] * 9999}},
+            {"pre_tokenizer": sequence(split(r"\h" + "x" * 5000))},
+            {"pre_tokenizer": sequence(split("a", "x" * 9999))},
+            {"post_processor": {"type": "x" * 9999}},
+            {"decoder": {"type": "x" * 9999}},
+            {"model__type": "x" * 9999},
+            {"model__end_of_word_suffix": "x" * 9999},
+            {"model__merges": ["x" * 9999]},
+            {"model__merges": ["x" * 9999 + " " + "y" * 9999]},
+            {"model__vocab": {"x" * 9999: "y" * 9999}},
+            {"model__vocab": tiny_vocab() | {"→" * 9999: 263}},
+            {"added_tokens": [["x" * 9999]]},
+            {"added_tokens": [added("\ud800" * 9999, 263)]},
+        ],
+        ids=lambda changes: repr(changes)[:50],
+    )
+    def test_long_values_are_not_quoted_whole(self, tmp_path, changes):
+        write_json(tmp_path, tiny_settings(**changes))
+        refused(tmp_path, "tokenizer.json: ")
 
     @pytest.mark.parametrize(
         ("changes", "feature"),

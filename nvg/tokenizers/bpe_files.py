@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nvg.errors import CheckpointError
+from nvg.files import open_file, read_json, read_up_to, shown
 from nvg.tokenizers.added_tokens import AddedToken
 from nvg.tokenizers.bpe_merge import MergeTable
 from nvg.tokenizers.byte_alphabet import CHAR_OF_BYTE, spell
@@ -22,6 +24,8 @@ from nvg.tokenizers.splitting import (
     read_pre_tokenizer,
 )
 
+MAX_FILE_BYTES = 2**26
+"""Of a file; vocabularies of 260,000 tokens have half of it. Parsed, it takes up to 25 times as much."""
 END_OF_TEXT = "<|endoftext|>"
 WAY_OUT = "nvg reads byte-level BPE; another kind needs a tokenizer plugin, such as nvg-hf-tokenizers (--tokenizer hf)"
 
@@ -52,7 +56,7 @@ def read_definition(directory: Path) -> BPEDefinition:
     ask for something that nvg's byte-level BPE doesn't do.
     """
     tokenizer_json, vocab_json, merges_txt = (directory / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if tokenizer_json.exists():
+    if os.path.lexists(tokenizer_json):
         source, settings = tokenizer_json, _read_object(tokenizer_json)
         model = settings.get("model")
         if not isinstance(model, dict):
@@ -68,7 +72,7 @@ def read_definition(directory: Path) -> BPEDefinition:
         merges = _merges_of_json(source, model.get("merges"), vocab)
         added_tokens = _added_tokens(source, settings.get("added_tokens") or [])
         ignore_merges = bool(model.get("ignore_merges", False))
-    elif vocab_json.exists() and merges_txt.exists():
+    elif os.path.lexists(vocab_json) and os.path.lexists(merges_txt):
         source = vocab_json
         vocab = _checked_vocab(source, _read_object(source))
         merges = _merge_table(merges_txt, [line for line in _read_text(merges_txt).split("\n") if line], vocab)
@@ -99,11 +103,14 @@ def read_definition(directory: Path) -> BPEDefinition:
 def _read_text(path: Path) -> str:
     """The file's text, with line feeds at the ends of its lines."""
     try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        with open_file(path) as file:
+            return read_up_to(file, MAX_FILE_BYTES).decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: byte {error.start} is not UTF-8; copy the file again") from error
+    except ValueError:
+        raise CheckpointError(f"{path}: has more than {MAX_FILE_BYTES} bytes, which no tokenizer needs") from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -132,14 +139,14 @@ def _refuse_unsupported(source: Path, settings: dict[str, Any], model: dict[str,
 
     # Files of the first years name no type; only BPE has merges.
     if model.get("type", "BPE") != "BPE":
-        raise refuse(f"model {model['type']!r}")
+        raise refuse(f"model {shown(model['type'])}")
     if type_of(settings.get("decoder")) not in (None, "ByteLevel"):
-        raise refuse(f"decoder {type_of(settings['decoder'])!r}")
+        raise refuse(f"decoder {shown(type_of(settings['decoder']))}")
     if _adds_tokens(settings.get("post_processor")):
-        raise refuse(f"post_processor {type_of(settings['post_processor'])!r} that adds tokens to the text's own")
+        raise refuse(f"post_processor {shown(type_of(settings['post_processor']))} that adds tokens to the text's own")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
-            raise refuse(f"{option} {model[option]!r}")
+            raise refuse(f"{option} {shown(model[option])}")
 
 
 def _adds_tokens(post_processor: Any) -> bool:
@@ -160,7 +167,7 @@ def _checked_vocab(source: Path, vocab: Any) -> dict[str, int]:
         raise CheckpointError(f"{source}: the vocabulary is not an object of tokens and their ids")
     if set(map(type, vocab.values())) != {int} or min(vocab.values()) < 0:
         token, wrong = next((t, i) for t, i in vocab.items() if type(i) is not int or i < 0)
-        raise CheckpointError(f"{source}: token {token!r} has id {wrong!r}; an id must be an integer >= 0")
+        raise CheckpointError(f"{source}: token {shown(token)} has id {shown(wrong)}; an id must be an integer >= 0")
     missing = [byte for byte, char in CHAR_OF_BYTE.items() if char not in vocab]
     if missing:
         raise CheckpointError(
@@ -188,7 +195,7 @@ def _merge_table(source: Path, lines: list[str], vocab: dict[str, int]) -> Merge
     # GPT-2 has 50,000 merges, and each costs start-up time: check and look up in bulk, and search only on a fault.
     if list(map(str.count, lines, repeat(" "))).count(1) != len(lines):
         number, line = next((n, line) for n, line in enumerate(lines, 1) if line.count(" ") != 1)
-        raise CheckpointError(f"{source}: merge {number} is {line!r}; it must be two tokens with one space between")
+        raise CheckpointError(f"{source}: merge {number} is {shown(line)}; it must be two tokens with one space between")
     parts = " ".join(lines).split(" ") if lines else []
     lefts, rights = parts[::2], parts[1::2]
     try:
@@ -203,7 +210,7 @@ def _merge_table(source: Path, lines: list[str], vocab: dict[str, int]) -> Merge
             if token not in vocab
         )
         raise CheckpointError(
-            f"{source}: merge {number}, {lines[number - 1]!r}, needs the token {token!r}, which the vocabulary lacks; "
+            f"{source}: merge {number}, {shown(lines[number - 1])}, needs the token {shown(token)}, which the vocabulary lacks; "
             "take both from the same checkpoint"
         ) from None
     return MergeTable(left_ids, right_ids, merged_ids, max(vocab.values()) + 1)
@@ -222,7 +229,7 @@ def _added_tokens(source: Path, entries: Any) -> list[AddedToken]:
                 flags = {option: bool(entry.get(option)) for option in ("single_word", "lstrip", "rstrip")}
                 added_tokens.append(AddedToken(content, token_id, special, normalized, **flags))
             case _:
-                raise CheckpointError(f"{source}: added token {entry!r}; it must have a content and an id >= 0")
+                raise CheckpointError(f"{source}: added token {shown(entry)}; it must have a content and an id >= 0")
     return added_tokens
 
 
@@ -230,12 +237,12 @@ def _refuse_more_tokens(path: Path, vocab: dict[str, int]) -> None:
     """Raise if `added_tokens.json` adds to the vocabulary: it doesn't say how its tokens are found in text."""
     more = (
         [token for token, token_id in _read_object(path).items() if vocab.get(token) != token_id]
-        if path.exists()
+        if os.path.lexists(path)
         else []
     )
     if more:
         raise CheckpointError(
-            f"{path}: adds {more[0]!r} to vocab.json; nvg reads added tokens from tokenizer.json only "
+            f"{path}: adds {shown(more[0])} to vocab.json; nvg reads added tokens from tokenizer.json only "
             "(transformers' save_pretrained writes one)"
         )
 
@@ -247,7 +254,7 @@ def _tokens_by_id(source: Path, vocab: dict[str, int], added_tokens: list[AddedT
         in_vocab = spelled.pop(token.content, token.token_id)
         if in_vocab != token.token_id:
             raise CheckpointError(
-                f"{source}: added token {token.content!r} has id {token.token_id}, but {in_vocab} in the vocabulary"
+                f"{source}: added token {shown(token.content)} has id {token.token_id}, but {in_vocab} in the vocabulary"
             )
     ids = sorted([*spelled.values(), *(token.token_id for token in added_tokens)])
     if ids != list(range(len(ids))):
@@ -261,7 +268,7 @@ def _tokens_by_id(source: Path, vocab: dict[str, int], added_tokens: list[AddedT
     if not set("".join(spelled)) <= set(CHAR_OF_BYTE.values()):
         alphabet = set(CHAR_OF_BYTE.values())
         foreign = next(token for token in spelled if not set(token) <= alphabet)
-        raise CheckpointError(f"{source}: token {foreign!r} is not spelled in byte-level characters; {WAY_OUT}")
+        raise CheckpointError(f"{source}: token {shown(foreign)} is not spelled in byte-level characters; {WAY_OUT}")
     tokens = [""] * len(ids)
     for token_text, token_id in spelled.items():
         tokens[token_id] = token_text
@@ -269,7 +276,7 @@ def _tokens_by_id(source: Path, vocab: dict[str, int], added_tokens: list[AddedT
         try:
             tokens[token.token_id] = spell(token.content.encode())
         except UnicodeEncodeError as error:
-            raise CheckpointError(f"{source}: added token {token.content!r} is not Unicode") from error
+            raise CheckpointError(f"{source}: added token {shown(token.content)} is not Unicode") from error
     return tokens
 
 
@@ -280,12 +287,12 @@ def _eos_token_ids(directory: Path, vocab_size: int, specials: dict[str, int]) -
     """
     for name in ("generation_config.json", "config.json"):
         path = directory / name
-        value = _read_object(path).get("eos_token_id") if path.exists() else None
+        value = read_json(path).get("eos_token_id") if os.path.lexists(path) else None
         listed = value if isinstance(value, list) else [] if value is None else [value]
         for token_id in listed:
             if type(token_id) is not int or token_id < 0:
                 raise CheckpointError(
-                    f"{path}: eos_token_id is {value!r}; it must be an integer >= 0 or a list of them"
+                    f"{path}: eos_token_id is {shown(value)}; it must be an integer >= 0 or a list of them"
                 )
         known = tuple(dict.fromkeys(token_id for token_id in listed if token_id < vocab_size))
         if known:

@@ -11,6 +11,8 @@ from typing import Any
 
 import regex
 
+from nvg.files import shown
+
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """GPT-2's published pattern: text is cut into these pieces, and merges never cross from one to the next."""
 
@@ -21,6 +23,7 @@ WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
 _BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 # What the two libraries' patterns write alike but mean otherwise, or what only one of them knows.
 _FOREIGN = r"(?<!\\)(?:\\\\)*(?:\\[hHRXKGkgAzZbByYO]|\[\[:|&&|--|\(\?[^:=!<>i])"
+_MAX_PATTERN_CHARS = 10_000
 _TIMEOUT_S = 10
 _FLAGS = regex.V0 | regex.MULTILINE  # ^ and $ are those of lines there
 
@@ -107,7 +110,7 @@ def read_pre_tokenizer(setting: Any) -> PreTokenizer:
     """The pre-tokenizer of tokenizer.json. Raises UnsupportedError."""
     parts = setting.get("pretokenizers") if _type_of(setting) == "Sequence" else [setting]
     if not isinstance(parts, list) or not parts or _type_of(parts[-1]) != "ByteLevel":
-        raise UnsupportedError(f"pre_tokenizer {_type_of(setting)!r} that doesn't end with ByteLevel")
+        raise UnsupportedError(f"pre_tokenizer {shown(_type_of(setting))} that doesn't end with ByteLevel")
     steps: list[Split | None] = []
     for part in parts:
         kind = _type_of(part)
@@ -118,12 +121,12 @@ def read_pre_tokenizer(setting: Any) -> PreTokenizer:
         elif kind == "Split":
             behavior = part.get("behavior")
             if behavior not in _BEHAVIORS:
-                raise UnsupportedError(f"pre_tokenizer Split with behavior {behavior!r}")
+                raise UnsupportedError(f"pre_tokenizer Split with behavior {shown(behavior)}")
             steps.append(Split(_pattern(part.get("pattern")), behavior, bool(part.get("invert", False))))
         elif kind == "Digits":
             steps.append(Split(r"\p{N}", "Isolated" if part.get("individual_digits", False) else "Contiguous"))
         else:
-            raise UnsupportedError(f"pre_tokenizer {kind!r} before the last")
+            raise UnsupportedError(f"pre_tokenizer {shown(kind)} before the last")
     return PreTokenizer(tuple(steps))
 
 
@@ -150,7 +153,7 @@ def read_normalizer(setting: Any) -> Normalizer | None:
         case "Replace" if isinstance(setting.get("content"), str):
             pattern = regex.compile(_pattern(setting.get("pattern")), _FLAGS)
             return lambda text: pattern.sub(lambda _: setting["content"], text)
-    raise UnsupportedError(f"normalizer {kind!r}")
+    raise UnsupportedError(f"normalizer {shown(kind)}")
 
 
 def _stripped(text: str, *, left: bool, right: bool) -> str:
@@ -169,15 +172,15 @@ def _pattern(setting: Any) -> str:
     match setting:
         case {"String": str(text)} if text:
             return str(regex.escape(text, special_only=True, literal_spaces=True))
-        case {"Regex": str(pattern)} if pattern:
+        case {"Regex": str(pattern)} if 0 < len(pattern) <= _MAX_PATTERN_CHARS:
             if foreign := regex.search(_FOREIGN, pattern):
-                raise UnsupportedError(f"{foreign[0]!r} in the pattern {pattern!r}")
+                raise UnsupportedError(f"{shown(foreign[0])} in the pattern {shown(pattern)}")
             try:
                 regex.compile(pattern, _FLAGS)
-            except regex.error as error:
-                raise UnsupportedError(f"the pattern {pattern!r} ({error})") from None
+            except (regex.error, RecursionError, OverflowError) as error:
+                raise UnsupportedError(f"the pattern {shown(pattern)} ({error})") from None
             return pattern
-    raise UnsupportedError(f"the pattern {setting!r}")
+    raise UnsupportedError(f"the pattern {shown(setting)}")
 
 
 def _type_of(setting: Any) -> Any:
