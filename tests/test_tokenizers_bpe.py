@@ -20,6 +20,7 @@ from nvg.errors import CheckpointError, ParameterError
 from nvg.tokenizers import bpe, bpe_compiled
 from nvg.tokenizers.bpe import ByteLevelBPE
 from nvg.tokenizers.bpe_merge import MergeTable
+from nvg.tokenizers.byte_alphabet import ByteIds
 
 ROOT = Path(__file__).resolve().parents[1]
 TALES = ROOT / "nvg" / "data" / "tales"
@@ -246,8 +247,7 @@ class TestCompiled:
         columns = [[merge[k] for merge in merges] for k in range(3)]
         length = table.draw(st.sampled_from([1, 2, 10, 64, 65, 150]))
         text = "".join(random.Random(table.draw(st.integers(0, 1000))).choices("abc", k=length))
-        byte_ids = [0] * 256
-        byte_ids[97:100] = 0, 1, 2
+        byte_ids = ByteIds.of_vocab({"a": 0, "b": 1, "c": 2})
         compiled = bpe_compiled.CompiledBPE(MergeTable(*columns, vocab_size), byte_ids)
         assert compiled.encode([text]) == [TestMerges.naive([ord(char) - 97 for char in text], merges)]
 
@@ -665,6 +665,30 @@ class TestFiles:
             text = "".join(rng.choices([*SETTLED, *SPACES * 40, *"abcdefst'1!" * 400], k=rng.randrange(80)))
             assert ours.encode(text, allow_special=True) == oracle.encode(text).ids, text
 
+    @pytest.mark.parametrize("compile_all", [False, True])
+    @pytest.mark.parametrize("unknown", [None, "?", "<unk>", "he"])
+    @pytest.mark.parametrize("fuses", [False, True])
+    def test_bytes_that_the_vocabulary_lacks(self, tmp_path, monkeypatch, unknown, fuses, compile_all):
+        if compile_all:
+            for name in ("_COMPILED_FROM_CHARS", "_LOADED_FROM_CHARS", "_PREPARED_FROM_CHARS"):
+                monkeypatch.setattr(bpe, name, 0)
+        kept = [*"?ab'st<unk>eh", "Ġ"]  # Ġ is the space; no part of é but Ã is there
+        kept += ["Ã"]
+        vocab = {token: number for number, token in enumerate(dict.fromkeys(kept))}
+        merges = [pair for pair in MERGES if "c" not in "".join(pair)]
+        merges += [("h", "e"), ("?", "?"), ("u", "n"), ("un", "k"), ("<", "unk"), ("<unk", ">"), ("<unk>", "a")]
+        for left, right in merges:
+            vocab.setdefault(left + right, len(vocab))
+        merges = [f"{left} {right}" for left, right in merges]
+        model = {"model__vocab": vocab, "model__merges": merges}
+        write_json(tmp_path, tiny_settings(**model, model__unk_token=unknown, model__fuse_unk=fuses))
+        ours = ByteLevelBPE.from_dir(tmp_path)
+        oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        rng = random.Random(1)
+        for _ in range(300):
+            text = "".join(rng.choices([*"ab?hec", " the", " ", "é", "日", "xyz", "'s", "z" * 70, "<unk>"], k=8))
+            assert ours.encode(text) == oracle.encode(text).ids, text
+
     def test_many_added_tokens(self, tmp_path):
         n = len(tiny_vocab())
         contents = sorted({f"<{i}>" for i in range(1500)} | {"<1>2", "<1>23", "<1"})
@@ -698,11 +722,6 @@ class TestFiles:
         tokenizer = ByteLevelBPE.from_dir(tmp_path)
         assert tokenizer.token_bytes(n) == "ein Ende é".encode()
         assert tokenizer.token_bytes(tiny_vocab()["Ġ"]) == "Ġ".encode()
-
-    def test_a_template_that_adds_nothing(self, tmp_path):
-        template = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}], "pair": []}
-        write_json(tmp_path, tiny_settings(post_processor={"type": "Sequence", "processors": [template]}))
-        assert ByteLevelBPE.from_dir(tmp_path).encode("he") == [tiny_vocab()["he"]]
 
     def test_an_early_file_names_no_model_type(self, tmp_path):
         settings = tiny_settings()
@@ -849,11 +868,21 @@ class TestDamagedFiles:
         write_pair(tmp_path, tiny_vocab() | changes)
         refused(tmp_path, "vocab.json: " + pattern)
 
-    def test_vocab_without_a_byte(self, tmp_path):
-        write_pair(tmp_path, {"a": 0, "b": 1})
-        refused(tmp_path, r"vocab.json: no token for byte 0 \('Ā'\) and 253 other bytes")
+    def test_an_empty_vocab(self, tmp_path):
         write_pair(tmp_path, {})
         refused(tmp_path, "vocab.json: the vocabulary is not an object")
+
+    @pytest.mark.parametrize(
+        ("changes", "pattern"),
+        [
+            ({"model__unk_token": "<unk>"}, "the vocabulary lacks a byte's '!', and the unk_token for it, '<unk>'"),
+            ({"model__unk_token": ["a"]}, r"the vocabulary lacks a byte's '!', and the unk_token for it, \['a'\]"),
+            ({"model__byte_fallback": True}, "byte_fallback is not supported where the vocabulary lacks a byte's '!'"),
+        ],
+    )
+    def test_a_vocab_without_some_bytes(self, tmp_path, changes, pattern):
+        write_json(tmp_path, tiny_settings(model__vocab={"a": 0, "b": 1}, model__merges=[], **changes))
+        refused(tmp_path, "tokenizer.json: " + pattern)
 
     @pytest.mark.parametrize(
         ("merges", "pattern"),
@@ -946,11 +975,6 @@ class TestDamagedFiles:
             ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "pre_tokenizer 'Sequence'"),
             ({"pre_tokenizer": sequence({"type": "Metaspace"})}, "pre_tokenizer 'Metaspace'"),
             ({"pre_tokenizer": sequence(split("a", "Sideways"))}, "pre_tokenizer Split with behavior 'Sideways'"),
-            ({"post_processor": {"type": "RobertaProcessing"}}, "post_processor 'RobertaProcessing'"),
-            (
-                {"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {}]}},
-                "post_processor 'TemplateProcessing'",
-            ),
             ({"decoder": {"type": "Metaspace"}}, "decoder 'Metaspace'"),
             ({"model__type": "WordPiece"}, "model 'WordPiece'"),
             ({"model__dropout": 0.1}, "dropout 0.1"),

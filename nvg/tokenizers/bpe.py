@@ -24,6 +24,7 @@ from nvg.tokenizers.splitting import GPT2_PATTERN
 if TYPE_CHECKING:
     from nvg.tokenizers.added_tokens import AddedToken
     from nvg.tokenizers.bpe_compiled import CompiledBPE
+    from nvg.tokenizers.post_processing import Affixes
 
 _GPT2_PIECE = regex.compile(GPT2_PATTERN)
 _MAX_CACHED_PIECES = 1 << 15
@@ -81,6 +82,11 @@ class ByteLevelBPE:
         """Special tokens' text and id."""
         return self._special_tokens
 
+    @property
+    def affixes(self) -> Affixes:
+        """The ids that the file's post-processor puts before and after those of a whole text; `encode` doesn't."""
+        return self._definition.affixes
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all that decides `encode` and `decode`, from whichever files it came."""
@@ -93,6 +99,8 @@ class ByteLevelBPE:
             sorted(definition.whole_pieces.items()) if definition.whole_pieces is not None else None,
             definition.tokens,
             definition.merges.pairs(),
+            definition.byte_ids,
+            definition.affixes,
         ):
             digest.update(repr(part).encode() + b"\n")
         return digest.hexdigest()
@@ -187,12 +195,9 @@ class ByteLevelBPE:
     def _piece_ids(self, piece: str) -> list[int]:
         """The ids of one piece, which is remembered if it is short."""
         data = piece.encode()
-        whole_pieces = self._definition.whole_pieces
-        whole_id = whole_pieces.get(spell(data)) if whole_pieces is not None else None
-        if whole_id is not None:
-            ids = [whole_id]
-        else:
-            ids = self._definition.merges.merge([self._definition.byte_ids[byte] for byte in data])
+        definition = self._definition
+        whole_id = definition.whole_pieces.get(spell(data)) if definition.whole_pieces is not None else None
+        ids = definition.merges.merge(definition.byte_ids.of(data)) if whole_id is None else [whole_id]
         if len(piece) <= _MAX_CACHED_CHARS:
             if len(self._ids_of_piece) >= _MAX_CACHED_PIECES:
                 self._ids_of_piece.clear()

@@ -21,6 +21,7 @@ import regex
 from nvg.runtime.compile_cache import CompileStep, function_step, njit
 from nvg.runtime.cores import default_threads
 from nvg.tokenizers.bpe_merge import MergeTable
+from nvg.tokenizers.byte_alphabet import ByteIds
 
 _LETTER, _DIGIT, _SPACE = 1, 2, 3  # and 0 for all else
 _MAX_CACHED_BYTES = 32
@@ -34,13 +35,14 @@ _Array = npt.NDArray[Any]
 class CompiledBPE:
     """Texts -> ids of one vocabulary."""
 
-    def __init__(self, merges: MergeTable, byte_ids: Sequence[int]) -> None:
+    def __init__(self, merges: MergeTable, byte_ids: ByteIds) -> None:
         pairs, ranks, merged_ids, self._vocab_size = merges.columns()
         size = 1 << max(4, (2 * len(pairs)).bit_length())
         self._keys, self._ranks = np.full(size, -1, np.int64), np.zeros(size, np.int32)
         _fill(np.array(pairs, np.int64), np.array(ranks, np.int32), self._keys, self._ranks)
         self._merged_ids = np.array(merged_ids, np.int32)
-        self._byte_ids = np.array(byte_ids, np.int32)
+        self._byte_ids = np.array(byte_ids.ids, np.int32)
+        self._unknown_id, self._fuses_unknown = byte_ids.unknown_id, byte_ids.fuses_unknown
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, in as many threads as there is work for; none of them needs the GIL."""
@@ -62,8 +64,8 @@ class CompiledBPE:
         out_bounds = np.zeros_like(bounds)
         text = np.frombuffer(b"".join(data) or b"\0", np.uint8)
         _encode(
-            text, bounds, _classes(), self._byte_ids, self._keys, self._ranks, self._merged_ids, self._vocab_size, ids,
-            out_bounds,
+            text, bounds, _classes(), self._byte_ids, self._unknown_id, self._fuses_unknown, self._keys, self._ranks,
+            self._merged_ids, self._vocab_size, ids, out_bounds,
         )  # fmt: skip
         ends = out_bounds.tolist()
         return [ids[start:end].tolist() for start, end in pairwise(ends)]
@@ -76,10 +78,11 @@ def compile_steps() -> list[CompileStep]:
         numba.types.Array(numba.types.int32, 1, "C"),
         numba.types.Array(numba.types.int64, 1, "C"),
     )
+    boolean = numba.types.boolean
     read_u1 = numba.types.Array(numba.types.uint8, 1, "C", readonly=True)
     return [
         function_step(_fill, (i64, i32, i64, i32)),
-        function_step(_encode, (read_u1, i64, read_u1, i32, i64, i32, i32, i8, i32, i64)),
+        function_step(_encode, (read_u1, i64, read_u1, i32, i8, boolean, i64, i32, i32, i8, i32, i64)),
     ]
 
 
@@ -279,7 +282,9 @@ def _merge_many(ids, n, vocab_size, keys, ranks, merged_ids):
 
 
 @njit(cached=True)
-def _encode(text, bounds, classes, byte_ids, keys, ranks, merged_ids, vocab_size, ids, out_bounds):
+def _encode(
+    text, bounds, classes, byte_ids, unknown_id, fuses_unknown, keys, ranks, merged_ids, vocab_size, ids, out_bounds
+):
     """Ids of the texts text[bounds[k] : bounds[k + 1]] into ids[out_bounds[k] : out_bounds[k + 1]].
 
     text, uint8: UTF-8, whole characters. ids, int32: as many as bytes, at most. Other arguments as in CompiledBPE.
@@ -312,8 +317,17 @@ def _encode(text, bounds, classes, byte_ids, keys, ranks, merged_ids, vocab_size
                     start = stop
                     continue
             piece = ids[num_ids : num_ids + length]
-            for i in range(length):
-                piece[i] = byte_ids[text[start + i]]
+            length = 0
+            was_unknown = False
+            for i in range(start, stop):
+                token_id = byte_ids[text[i]]
+                is_unknown = token_id < 0
+                if is_unknown:
+                    token_id = np.int32(-1 if fuses_unknown and was_unknown else unknown_id)
+                if token_id >= 0:
+                    piece[length] = token_id
+                    length += 1
+                was_unknown = is_unknown
             if length <= _MAX_SCANNED_IDS:
                 length = _merge_few(piece, length, vocab_size, keys, ranks, merged_ids)
             else:

@@ -13,9 +13,10 @@ from typing import Any
 
 from nvg.errors import CheckpointError
 from nvg.files import open_file, read_json, read_up_to, shown
-from nvg.tokenizers.added_tokens import AddedToken
+from nvg.tokenizers.added_tokens import AddedToken, read_added_tokens
 from nvg.tokenizers.bpe_merge import MergeTable
-from nvg.tokenizers.byte_alphabet import CHAR_OF_BYTE, spell
+from nvg.tokenizers.byte_alphabet import CHAR_OF_BYTE, ByteIds, spell
+from nvg.tokenizers.post_processing import Affixes, read_post_processor
 from nvg.tokenizers.splitting import (
     Normalizer,
     PreTokenizer,
@@ -37,8 +38,9 @@ class BPEDefinition:
     tokens: list[str]
     """Spelling (see byte_alphabet) of each id."""
     merges: MergeTable
-    byte_ids: list[int]
-    """The id of each of the 256 bytes."""
+    byte_ids: ByteIds
+    affixes: Affixes
+    """The ids before and after those of a whole text."""
     added_tokens: list[AddedToken]
     pre_tokenizer: PreTokenizer
     normalizer: Normalizer | None
@@ -65,12 +67,14 @@ def read_definition(directory: Path) -> BPEDefinition:
         try:
             normalizer = read_normalizer(settings.get("normalizer"))
             pre_tokenizer = read_pre_tokenizer(settings.get("pre_tokenizer"))
+            affixes = read_post_processor(settings.get("post_processor"))
         except UnsupportedError as error:
             raise CheckpointError(f"{source}: {error} is not supported; {WAY_OUT}") from None
         normalizer_setting = settings.get("normalizer")
         vocab = _checked_vocab(source, model.get("vocab"))
         merges = _merges_of_json(source, model.get("merges"), vocab)
-        added_tokens = _added_tokens(source, settings.get("added_tokens") or [])
+        byte_ids = _byte_ids(source, model, vocab)
+        added_tokens = read_added_tokens(source, settings.get("added_tokens") or [])
         ignore_merges = bool(model.get("ignore_merges", False))
     elif os.path.lexists(vocab_json) and os.path.lexists(merges_txt):
         source = vocab_json
@@ -78,6 +82,7 @@ def read_definition(directory: Path) -> BPEDefinition:
         merges = _merge_table(merges_txt, [line for line in _read_text(merges_txt).split("\n") if line], vocab)
         _refuse_more_tokens(directory / "added_tokens.json", vocab)
         added_tokens = [AddedToken(END_OF_TEXT, vocab[END_OF_TEXT], True, False)] if END_OF_TEXT in vocab else []
+        affixes, byte_ids = ((), ()), ByteIds.of_vocab(vocab)
         ignore_merges, normalizer, normalizer_setting = False, None, None
         pre_tokenizer = read_pre_tokenizer({"type": "ByteLevel", "add_prefix_space": False})
     else:
@@ -86,11 +91,17 @@ def read_definition(directory: Path) -> BPEDefinition:
             "(copy them from the checkpoint, or name a tokenizer with --tokenizer)"
         )
     tokens = _tokens_by_id(source, vocab, added_tokens)
+    for token_id in chain(*affixes):
+        if token_id >= len(tokens):
+            raise CheckpointError(
+                f"{source}: the post_processor adds id {token_id}; ids go from 0 to {len(tokens) - 1}"
+            )
     specials = {token.content: token.token_id for token in added_tokens if token.special}
     return BPEDefinition(
         tokens=tokens,
         merges=merges,
-        byte_ids=[vocab[CHAR_OF_BYTE[byte]] for byte in range(256)],
+        byte_ids=byte_ids,
+        affixes=affixes,
         added_tokens=added_tokens,
         pre_tokenizer=pre_tokenizer,
         normalizer=normalizer,
@@ -125,10 +136,9 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _refuse_unsupported(source: Path, settings: dict[str, Any], model: dict[str, Any]) -> None:
-    """Raise for whatever would make the ids other than plain GPT-2 byte-level BPE gives.
+    """Raise for whatever would make the ids other than byte-level BPE gives.
 
-    `unk_token`, `fuse_unk` and `byte_fallback` are let be: every byte must have a token, so nothing is unknown.
-    `truncation` and `padding` are about batches of fixed length, not about a text's ids.
+    `truncation` and `padding` are let be: they are about batches of fixed length, not about a text's ids.
     """
 
     def refuse(what: str) -> CheckpointError:
@@ -142,39 +152,37 @@ def _refuse_unsupported(source: Path, settings: dict[str, Any], model: dict[str,
         raise refuse(f"model {shown(model['type'])}")
     if type_of(settings.get("decoder")) not in (None, "ByteLevel"):
         raise refuse(f"decoder {shown(type_of(settings['decoder']))}")
-    if _adds_tokens(settings.get("post_processor")):
-        raise refuse(f"post_processor {shown(type_of(settings['post_processor']))} that adds tokens to the text's own")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise refuse(f"{option} {shown(model[option])}")
 
 
-def _adds_tokens(post_processor: Any) -> bool:
-    """Whether a text's ids get others around them (a template of the text alone adds none)."""
-    match post_processor:
-        case None | {"type": "ByteLevel"}:
-            return False
-        case {"type": "TemplateProcessing", "single": [{"Sequence": _}]}:
-            return False
-        case {"type": "Sequence", "processors": [*processors]}:
-            return any(map(_adds_tokens, processors))
-    return True
-
-
 def _checked_vocab(source: Path, vocab: Any) -> dict[str, int]:
-    """Token -> id, with ids that are integers >= 0 and a token for each byte."""
+    """Token -> id, with ids that are integers >= 0."""
     if not isinstance(vocab, dict) or not vocab:
         raise CheckpointError(f"{source}: the vocabulary is not an object of tokens and their ids")
     if set(map(type, vocab.values())) != {int} or min(vocab.values()) < 0:
         token, wrong = next((t, i) for t, i in vocab.items() if type(i) is not int or i < 0)
         raise CheckpointError(f"{source}: token {shown(token)} has id {shown(wrong)}; an id must be an integer >= 0")
-    missing = [byte for byte, char in CHAR_OF_BYTE.items() if char not in vocab]
-    if missing:
-        raise CheckpointError(
-            f"{source}: no token for byte {min(missing)} ({CHAR_OF_BYTE[min(missing)]!r}) and {len(missing) - 1} "
-            f"other bytes; {WAY_OUT}"
-        )
     return vocab
+
+
+def _byte_ids(source: Path, model: dict[str, Any], vocab: dict[str, int]) -> ByteIds:
+    """What bytes become that the vocabulary lacks: most trainers give a byte a token only where they were told to."""
+    missing = next((char for char in CHAR_OF_BYTE.values() if char not in vocab), None)
+    token = model.get("unk_token")
+    if missing is None or (token is None and not model.get("byte_fallback")):
+        return ByteIds.of_vocab(vocab)
+    if model.get("byte_fallback"):
+        raise CheckpointError(
+            f"{source}: byte_fallback is not supported where the vocabulary lacks a byte's {missing!r}; {WAY_OUT}"
+        )
+    if not isinstance(token, str) or token not in vocab:
+        raise CheckpointError(
+            f"{source}: the vocabulary lacks a byte's {missing!r}, and the unk_token for it, {shown(token)}; "
+            "take both from the same checkpoint"
+        )
+    return ByteIds.of_vocab(vocab, vocab[token], bool(model.get("fuse_unk", False)))
 
 
 def _merges_of_json(source: Path, merges: Any, vocab: dict[str, int]) -> MergeTable:
@@ -195,7 +203,9 @@ def _merge_table(source: Path, lines: list[str], vocab: dict[str, int]) -> Merge
     # GPT-2 has 50,000 merges, and each costs start-up time: check and look up in bulk, and search only on a fault.
     if list(map(str.count, lines, repeat(" "))).count(1) != len(lines):
         number, line = next((n, line) for n, line in enumerate(lines, 1) if line.count(" ") != 1)
-        raise CheckpointError(f"{source}: merge {number} is {shown(line)}; it must be two tokens with one space between")
+        raise CheckpointError(
+            f"{source}: merge {number} is {shown(line)}; it must be two tokens with one space between"
+        )
     parts = " ".join(lines).split(" ") if lines else []
     lefts, rights = parts[::2], parts[1::2]
     try:
@@ -210,27 +220,10 @@ def _merge_table(source: Path, lines: list[str], vocab: dict[str, int]) -> Merge
             if token not in vocab
         )
         raise CheckpointError(
-            f"{source}: merge {number}, {shown(lines[number - 1])}, needs the token {shown(token)}, which the vocabulary lacks; "
-            "take both from the same checkpoint"
+            f"{source}: merge {number}, {shown(lines[number - 1])}, needs the token {shown(token)}, which the "
+            "vocabulary lacks; take both from the same checkpoint"
         ) from None
     return MergeTable(left_ids, right_ids, merged_ids, max(vocab.values()) + 1)
-
-
-def _added_tokens(source: Path, entries: Any) -> list[AddedToken]:
-    """The `added_tokens` of tokenizer.json."""
-    if not isinstance(entries, list):
-        raise CheckpointError(f"{source}: 'added_tokens' is not a list")
-    added_tokens = []
-    for entry in entries:
-        match entry:
-            case {"content": str(content), "id": int(token_id)} if content and token_id >= 0:
-                special = bool(entry.get("special", False))
-                normalized = bool(entry.get("normalized", not special))
-                flags = {option: bool(entry.get(option)) for option in ("single_word", "lstrip", "rstrip")}
-                added_tokens.append(AddedToken(content, token_id, special, normalized, **flags))
-            case _:
-                raise CheckpointError(f"{source}: added token {shown(entry)}; it must have a content and an id >= 0")
-    return added_tokens
 
 
 def _refuse_more_tokens(path: Path, vocab: dict[str, int]) -> None:
@@ -254,7 +247,8 @@ def _tokens_by_id(source: Path, vocab: dict[str, int], added_tokens: list[AddedT
         in_vocab = spelled.pop(token.content, token.token_id)
         if in_vocab != token.token_id:
             raise CheckpointError(
-                f"{source}: added token {shown(token.content)} has id {token.token_id}, but {in_vocab} in the vocabulary"
+                f"{source}: added token {shown(token.content)} has id {token.token_id}, but {in_vocab} in the "
+                "vocabulary"
             )
     ids = sorted([*spelled.values(), *(token.token_id for token in added_tokens)])
     if ids != list(range(len(ids))):

@@ -65,7 +65,9 @@ def apply_chat_template(
     except ParameterError:
         raise
     except jinja2.TemplateSyntaxError as error:
-        raise CheckpointError(f"{path}: the chat template has an error in line {error.lineno}: {_brief(error)}") from None
+        raise CheckpointError(
+            f"{path}: the chat template has an error in line {error.lineno}: {_brief(error)}"
+        ) from None
     except Exception as error:  # whatever a template's program can do wrong
         raise CheckpointError(f"{path}: the chat template fails: {_brief(cause(error))}") from error
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import nvg_hf_tokenizers_plugin
 import pytest
 from nvg_hf_tokenizers import HFTokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from nvg import LLM, SamplingParams, hub
 from nvg.errors import CheckpointError
@@ -14,6 +14,7 @@ from nvg.plugins import Registry, registry
 from nvg.testing import check_tokenizer
 from nvg.testing.tokenizers import TEXTS
 from nvg.tokenizers.bpe import ByteLevelBPE
+from nvg.tokenizers.prompt import encode_whole
 
 TALES = hub.resolve_model("tales")
 CORPUS = [
@@ -133,6 +134,18 @@ def test_truncation_padding_and_gaps():
     settings["model"]["vocab"]["zzz"] = 1000
     mine = HFTokenizer(json.dumps(settings))
     assert (mine.vocab_size, mine.token_bytes(999), mine.token_bytes(1000)) == (1001, b"", b" zzz")
+
+
+def test_what_is_added_to_a_prompt(made):
+    for single in ("$A", "[SEP] $A", "[SEP] $A [SEP] [SEP]"):
+        made.add_special_tokens(["[SEP]"])
+        made.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[("[SEP]", made.token_to_id("[SEP]"))]
+        )
+        mine = HFTokenizer(made.to_str())
+        for text in ("the king", "", "über the king"):
+            assert encode_whole(mine, text) == made.encode(text).ids
+            assert mine.encode(text) == made.encode(text, add_special_tokens=False).ids
 
 
 def test_a_model_with_another_kind_of_tokenizer(tmp_path):
