@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from nvg.errors import CheckpointError, ParameterError
 from nvg.tokenizers import bpe, bpe_compiled
+from nvg.tokenizers.automaton import split_tables
 from nvg.tokenizers.bpe import ByteLevelBPE
 from nvg.tokenizers.bpe_merge import MergeTable
 from nvg.tokenizers.byte_alphabet import ByteIds
+from nvg.tokenizers.splitting import GPT2_PATTERN, Split
 
 ROOT = Path(__file__).resolve().parents[1]
 TALES = ROOT / "nvg" / "data" / "tales"
@@ -74,6 +76,9 @@ TEXT = st.lists(
     ),
     max_size=60,
 ).map("".join)
+
+
+GPT2_SPLITS = split_tables([Split(GPT2_PATTERN)])
 
 
 def bytes_alphabet():
@@ -248,7 +253,7 @@ class TestCompiled:
         length = table.draw(st.sampled_from([1, 2, 10, 64, 65, 150]))
         text = "".join(random.Random(table.draw(st.integers(0, 1000))).choices("abc", k=length))
         byte_ids = ByteIds.of_vocab({"a": 0, "b": 1, "c": 2})
-        compiled = bpe_compiled.CompiledBPE(MergeTable(*columns, vocab_size), byte_ids)
+        compiled = bpe_compiled.CompiledBPE(GPT2_SPLITS, MergeTable(*columns, vocab_size), byte_ids)
         assert compiled.encode([text]) == [TestMerges.naive([ord(char) - 97 for char in text], merges)]
 
     def test_threads(self, compiled, monkeypatch):

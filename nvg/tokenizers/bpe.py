@@ -6,32 +6,26 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING
 
-import regex
-
 from nvg.errors import ParameterError
 from nvg.tokenizers.added_tokens import AddedTokenFinder
 from nvg.tokenizers.bpe_files import BPEDefinition, read_definition
-from nvg.tokenizers.byte_alphabet import spell, unspell
+from nvg.tokenizers.byte_alphabet import is_spelled, spell, unspell
 from nvg.tokenizers.checks import joined_surrogates, unknown_token_id
-from nvg.tokenizers.splitting import GPT2_PATTERN
 
 if TYPE_CHECKING:
     from nvg.tokenizers.added_tokens import AddedToken
     from nvg.tokenizers.bpe_compiled import CompiledBPE
     from nvg.tokenizers.post_processing import Affixes
 
-_GPT2_PIECE = regex.compile(GPT2_PATTERN)
 _MAX_CACHED_PIECES = 1 << 15
 _MAX_CACHED_CHARS = 32
 """Words come again and again; the cache stays below about 10 MB."""
-_MAX_LISTED_CHARS = 1 << 22
-"""A longer text's pieces are made one by one: slower, but a list of them would take many times the text's memory."""
 
 _COMPILED_FROM_CHARS = 1 << 12
 _LOADED_FROM_CHARS = 1 << 18
@@ -55,7 +49,7 @@ class ByteLevelBPE:
         self._normalized_tokens = AddedTokenFinder(added[True], definition.normalizer)
         self._compiled: CompiledBPE | None = None
         self._space_first = None in definition.pre_tokenizer.steps[:1]
-        self._is_gpt2 = definition.pre_tokenizer.is_gpt2
+        self._can_be_compiled = True
         self._ids_of_piece: dict[str, list[int]] = {}
 
     @classmethod
@@ -158,38 +152,31 @@ class ByteLevelBPE:
 
     def _ordinary_ids(self, texts: list[str]) -> list[list[int]]:
         """The ids of texts without added tokens, none of them empty."""
-        if self._is_gpt2:
-            if self._space_first:
-                texts = [text if text[0] == " " else " " + text for text in texts]
-            if compiled := self._compiled_for(sum(map(len, texts))):
-                return compiled.encode(texts)
-        return [self._piecewise_ids(text) for text in texts]
-
-    def _compiled_for(self, num_chars: int) -> CompiledBPE | None:
-        """The compiled code, if that is the faster way for so much text."""
-        if self._compiled is None and num_chars >= _LOADED_FROM_CHARS and self._definition.whole_pieces is None:
-            ready = "numba" in sys.modules and _bpe_compiled().is_ready()
-            if ready or num_chars >= _PREPARED_FROM_CHARS:
-                self._compiled = _bpe_compiled().CompiledBPE(self._definition.merges, self._definition.byte_ids)
-        return self._compiled if num_chars >= _COMPILED_FROM_CHARS else None
-
-    def _piecewise_ids(self, text: str) -> list[int]:
-        pieces: Iterable[str]
-        if not self._is_gpt2:
-            pieces = self._definition.pre_tokenizer.pieces(text)
-        elif len(text) <= _MAX_LISTED_CHARS:
-            pieces = _GPT2_PIECE.findall(text)
-        else:
-            pieces = (found[0] for found in _GPT2_PIECE.finditer(text))
-        ids: list[int] = []
-        cached = self._ids_of_piece.get
         try:
-            for piece in pieces:
-                ids += cached(piece) or self._piece_ids(piece)
+            if compiled := self._compiled_for(sum(map(len, texts))):
+                if self._space_first:
+                    texts = [text if text[0] == " " else " " + text for text in texts]
+                return compiled.encode(texts)
+            return [self._piecewise_ids(text) for text in texts]
         except TimeoutError:
             raise ParameterError(
                 "the tokenizer's pattern takes too long for this text; the file may be hostile"
             ) from None
+
+    def _compiled_for(self, num_chars: int) -> CompiledBPE | None:
+        """The compiled code, if that is the faster way for so much text."""
+        if self._compiled is None and num_chars >= _LOADED_FROM_CHARS and self._can_be_compiled:
+            ready = "numba" in sys.modules and _bpe_compiled().is_ready()
+            if ready or num_chars >= _PREPARED_FROM_CHARS:
+                self._compiled = _compiled(self._definition)
+                self._can_be_compiled = self._compiled is not None
+        return self._compiled if num_chars >= _COMPILED_FROM_CHARS else None
+
+    def _piecewise_ids(self, text: str) -> list[int]:
+        ids: list[int] = []
+        cached = self._ids_of_piece.get
+        for piece in self._definition.pre_tokenizer.pieces(text):
+            ids += cached(piece) or self._piece_ids(piece)
         return ids
 
     def _piece_ids(self, piece: str) -> list[int]:
@@ -209,3 +196,23 @@ def _bpe_compiled() -> ModuleType:
     from nvg.tokenizers import bpe_compiled  # not at the start: it imports Numba
 
     return bpe_compiled
+
+
+def _compiled(definition: BPEDefinition) -> CompiledBPE | None:
+    """None for a pre-tokenizer that is not regular, or puts spaces within the text."""
+    from nvg.tokenizers.automaton import split_tables
+
+    steps = definition.pre_tokenizer.steps
+    steps = steps[1:] if steps[:1] == (None,) else steps
+    splits = [step for step in steps if step is not None]
+    tables = split_tables(splits) if len(splits) == len(steps) else None
+    if tables is None:
+        return None
+    whole_pieces = definition.whole_pieces
+    compiled: CompiledBPE = _bpe_compiled().CompiledBPE(
+        tables,
+        definition.merges,
+        definition.byte_ids,
+        {unspell(piece): token_id for piece, token_id in (whole_pieces or {}).items() if is_spelled(piece)},
+    )
+    return compiled

@@ -23,6 +23,11 @@ def spell(data: bytes) -> str:
     return data.decode("latin-1").translate(CHAR_OF_BYTE)
 
 
+def is_spelled(text: str) -> bool:
+    """Whether the text is of the alphabet alone."""
+    return all(ord(char) in _BYTE_OF_CHAR for char in text)
+
+
 def unspell(spelling: str) -> bytes:
     """The bytes that `spelling` stands for; every character must be in the alphabet."""
     return spelling.translate(_BYTE_OF_CHAR).encode("latin-1")

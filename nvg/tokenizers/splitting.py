@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import regex
@@ -21,11 +22,22 @@ WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
 """Unicode's White_Space; Python's `str.strip` and `str.isspace` know four more characters."""
 
 _BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
-# What the two libraries' patterns write alike but mean otherwise, or what only one of them knows.
-_FOREIGN = r"(?<!\\)(?:\\\\)*(?:\\[hHRXKGkgAzZbByYO]|\[\[:|&&|--|\(\?[^:=!<>i])"
-_MAX_PATTERN_CHARS = 10_000
+# What Oniguruma's patterns and those of `regex` write alike but mean otherwise, or what only one of them knows: some
+# escapes, brackets in brackets, flags (but (?i) for a whole group or pattern), {2,3}+ and {2}?, which neither hold on
+# nor are lazy there; and with (?i) pairs of letters that are one letter without regard to case.
+_FOREIGN = regex.compile(
+    r"(?<!\\)(?:\\\\)*"
+    r"(?:\\[hHRXKGkgAzZbByYO]|\[\^?\]?(?:[^\]\\]|\\.)*\[|&&|--|\(\?[^:=!<>i]|\(\?i[^:)]|(?<!^)\(\?i\)"
+    r"|\{[\d,]+\}\+|\{\d+\}\?)",
+    regex.DOTALL,
+)
+_FOLDED = regex.compile(r"ss|ff|fi|fl|st|[^\0-\x7f]", regex.IGNORECASE)
+_MAX_PATTERN_CHARS, _MAX_REPEATS = 4000, 1000
+"""To compile `(a|b){9999}` takes `regex` for ever."""
+_MAX_LISTED_CHARS = 1 << 22
+"""A longer text's pieces are made one by one: slower, but a list of them would take many times the text's memory."""
 _TIMEOUT_S = 10
-_FLAGS = regex.V0 | regex.MULTILINE  # ^ and $ are those of lines there
+PATTERN_FLAGS = regex.V0 | regex.MULTILINE  # ^ and $ are those of lines there
 
 
 class UnsupportedError(Exception):
@@ -45,10 +57,17 @@ class Split:
 
     @cached_property
     def _compiled(self) -> Any:
-        return regex.compile(self.pattern, _FLAGS)
+        return regex.compile(self.pattern, PATTERN_FLAGS)
 
-    def cut(self, text: str) -> Iterator[str]:
+    def cut(self, text: str) -> Iterable[str]:
         """The pieces of `text`, in order; none is empty. Raises TimeoutError for a pattern that takes too long."""
+        if self.behavior == "Isolated" and not self._compiled.groups and len(text) <= _MAX_LISTED_CHARS:
+            pieces = self._compiled.findall(text, timeout=self._timeout_s(text))
+            if sum(map(len, pieces)) == len(text):  # nothing between the matches
+                return filter(None, pieces)
+        return self._cut(text)
+
+    def _cut(self, text: str) -> Iterator[str]:
         spans = self._spans(text)
         match self.behavior:
             case "Removed":
@@ -65,11 +84,15 @@ class Split:
                 joined = [(-end, -start) for start, end in reversed(ends)]
         return (text[start:end] for start, end in joined if start < end)
 
+    def _timeout_s(self, text: str) -> float | None:
+        """A pattern may take exponential time; the file that holds it may be anybody's. Looking at the clock triples
+        GPT-2's, which is harmless."""
+        return None if self.pattern == GPT2_PATTERN else _TIMEOUT_S + len(text) / 10_000
+
     def _spans(self, text: str) -> Iterator[tuple[int, int, bool]]:
         """Begin, end and whether it counts as matched, for all of the text."""
         done = 0
-        # A pattern may take exponential time; the file that holds it may be anybody's.
-        for found in self._compiled.finditer(text, timeout=_TIMEOUT_S + len(text) / 10_000):
+        for found in self._compiled.finditer(text, timeout=self._timeout_s(text)):
             start, end = found.span()
             if done < start:
                 yield done, start, self.invert
@@ -85,11 +108,6 @@ class PreTokenizer:
 
     steps: tuple[Split | None, ...]
     """In order, each for all pieces of the former; None puts a space before pieces that don't begin with one."""
-
-    @property
-    def is_gpt2(self) -> bool:
-        """Whether this is GPT-2's pattern and nothing else, but for a space before the whole text."""
-        return self.steps in ((_GPT2_SPLIT,), (None, _GPT2_SPLIT))
 
     def pieces(self, text: str) -> Iterator[str]:
         """The pieces of `text`; none is empty."""
@@ -124,7 +142,7 @@ def read_pre_tokenizer(setting: Any) -> PreTokenizer:
                 raise UnsupportedError(f"pre_tokenizer Split with behavior {shown(behavior)}")
             steps.append(Split(_pattern(part.get("pattern")), behavior, bool(part.get("invert", False))))
         elif kind == "Digits":
-            steps.append(Split(r"\p{N}", "Isolated" if part.get("individual_digits", False) else "Contiguous"))
+            steps.append(Split(r"\p{N}" if part.get("individual_digits", False) else r"\p{N}+"))
         else:
             raise UnsupportedError(f"pre_tokenizer {shown(kind)} before the last")
     return PreTokenizer(tuple(steps))
@@ -151,7 +169,7 @@ def read_normalizer(setting: Any) -> Normalizer | None:
         case "Prepend" if isinstance(setting.get("prepend"), str):
             return lambda text: setting["prepend"] + text if text else text
         case "Replace" if isinstance(setting.get("content"), str):
-            pattern = regex.compile(_pattern(setting.get("pattern")), _FLAGS)
+            pattern = regex.compile(_pattern(setting.get("pattern")), PATTERN_FLAGS)
             return lambda text: pattern.sub(lambda _: setting["content"], text)
     raise UnsupportedError(f"normalizer {shown(kind)}")
 
@@ -173,11 +191,15 @@ def _pattern(setting: Any) -> str:
         case {"String": str(text)} if text:
             return str(regex.escape(text, special_only=True, literal_spaces=True))
         case {"Regex": str(pattern)} if 0 < len(pattern) <= _MAX_PATTERN_CHARS:
-            if foreign := regex.search(_FOREIGN, pattern):
+            foreign = _FOREIGN.search(pattern) or ("(?i" in pattern and _FOLDED.search(pattern))
+            if foreign:
                 raise UnsupportedError(f"{shown(foreign[0])} in the pattern {shown(pattern)}")
+            counts = map(float, regex.findall(r"([1-9]\d*)\}", pattern))
+            if prod(counts) > _MAX_REPEATS:
+                raise UnsupportedError(f"a pattern that repeats so much, {shown(pattern)},")
             try:
-                regex.compile(pattern, _FLAGS)
-            except (regex.error, RecursionError, OverflowError) as error:
+                regex.compile(pattern, PATTERN_FLAGS)
+            except (regex.error, RecursionError, OverflowError, ValueError) as error:
                 raise UnsupportedError(f"the pattern {shown(pattern)} ({error})") from None
             return pattern
     raise UnsupportedError(f"the pattern {shown(setting)}")
