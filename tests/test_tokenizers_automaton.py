@@ -90,13 +90,13 @@ def test_pieces_of_regex(pattern):
     step = Split(pattern)
     tables = split_tables([step])
     rng = random.Random(pattern)
-    matched = 0
-    for _ in range(60):
+    most = 0
+    for _ in range(80):
         text = "".join(rng.choices(ALPHABET[: rng.choice([4, 12, len(ALPHABET)])], k=rng.randrange(25)))
         pieces = list(step.cut(text))
         assert cut(tables, text) == pieces, text
-        matched += len(pieces)
-    assert matched > 60
+        most = max(most, len(pieces))
+    assert most > 1
 
 
 @pytest.mark.parametrize("pattern", [GPT2_PATTERN, O200K, DEEPSEEK], ids=["gpt2", "o200k", "deepseek"])

@@ -15,6 +15,7 @@ import tiktoken
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tokenizers_automaton import CL100K, DEEPSEEK, O200K
 
 from nvg.errors import CheckpointError, ParameterError
 from nvg.tokenizers import bpe, bpe_compiled
@@ -465,10 +466,6 @@ def added(content, token_id, **options):
     return entry | {"normalized": False, "special": True} | options
 
 
-CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
 LLAMA3 = CL100K.replace(r"]?\p{L}+", r"]?+\p{L}++")
 QWEN2 = CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
 
@@ -502,6 +499,14 @@ KINDS = {
         for behavior in ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
         for invert in (False, True)
     },
+    "punctuation": {"pre_tokenizer": sequence({"type": "Punctuation", "behavior": "Isolated"}, use_regex=True)},
+    "more punctuation": {"pre_tokenizer": sequence({"type": "Punctuation", "behavior": "Contiguous"})},
+    "words": {"pre_tokenizer": sequence({"type": "Whitespace"})},
+    "between spaces": {"pre_tokenizer": sequence({"type": "WhitespaceSplit"}, split(r"\p{Lu}"))},
+    "bert": {"pre_tokenizer": sequence({"type": "BertPreTokenizer"})},
+    "delimiter": {"pre_tokenizer": sequence({"type": "CharDelimiterSplit", "delimiter": "."})},
+    "o200k": {"pre_tokenizer": sequence(split(O200K))},
+    "deepseek 3": {"pre_tokenizer": sequence(split(r"\p{N}{1,3}"), split("[一-龥぀-ゟ゠-ヿ]+"), split(DEEPSEEK))},
     "empty matches": {"pre_tokenizer": sequence(split("h*|"))},
     "lines": {"pre_tokenizer": sequence(split("^a|b$"))},
     "string": {
@@ -526,6 +531,8 @@ KINDS = {
     },
 }
 """What the files of other models have, and each option by itself."""
+NOT_REGULAR = {"empty matches", "lines", "string", "digits", "more punctuation"}
+NOT_REGULAR |= {kind for kind in KINDS if kind.startswith(("Merged", "Contiguous"))}
 
 
 class TestFiles:
@@ -610,7 +617,7 @@ class TestFiles:
                 assert ours.encode(text) == oracle.encode(text).ids
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_every_kind_of_file_gives_the_ids_of_tokenizers(self, tmp_path, kind):
+    def test_every_kind_of_file_gives_the_ids_of_tokenizers(self, tmp_path, kind, monkeypatch):
         n = len(tiny_vocab())
         tokens = [
             added("<s>", n),
@@ -645,10 +652,15 @@ class TestFiles:
             "漢字",
         ]
         rng = random.Random(5)
-        for _ in range(400):
-            text = "".join(rng.choices(parts, k=rng.randrange(14)))
+        texts = ["".join(rng.choices(parts, k=rng.randrange(14))) for _ in range(400)]
+        for text in texts:
             assert ours.encode(text, allow_special=True) == oracle.encode(text).ids, text
             assert ours.encode(text) == plain_ids(oracle, text), text
+        in_python = ours.encode_batch(texts)
+        for name in ("_COMPILED_FROM_CHARS", "_LOADED_FROM_CHARS", "_PREPARED_FROM_CHARS"):
+            monkeypatch.setattr(bpe, name, 0)
+        assert ours.encode_batch(texts) == in_python
+        assert (ours._compiled is None) == (kind in NOT_REGULAR)
 
     @pytest.mark.parametrize("kind", ["gpt2", "cl100k", "llama3", "qwen2"])
     def test_trained_vocabularies_on_random_unicode(self, tmp_path, kind):

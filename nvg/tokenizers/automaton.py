@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -67,13 +68,19 @@ def split_tables(steps: Sequence[Split]) -> SplitTables | None:
 
 def _classes(sources: Sequence[str]) -> tuple[npt.NDArray[np.uint8], list[int]]:
     """The class of each code point, and for each class the bits of the sets that hold it."""
-    every = np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     bits = np.zeros(0x110000, np.int64)
     for number, source in enumerate(sources):
-        for run in regex.finditer(f"(?:{source})+", every, PATTERN_FLAGS):
+        for run in regex.finditer(f"(?:{source})+", _every_character(), PATTERN_FLAGS):
             bits[run.start() : run.end()] |= 1 << number
-    members, classes = np.unique(bits, return_inverse=True)
-    return classes.astype(np.uint8), members.tolist()
+    begins = np.flatnonzero(np.diff(bits, prepend=-1))  # of runs with the same bits: few
+    members, classes = np.unique(bits[begins], return_inverse=True)
+    lengths = np.diff(begins, append=len(bits))
+    return np.repeat(classes.astype(np.uint8), lengths), members.tolist()
+
+
+@cache
+def _every_character() -> str:
+    return np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def _add_rows(entries: list[int], program: Program, members: Sequence[int]) -> bool:

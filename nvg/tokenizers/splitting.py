@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -21,6 +21,7 @@ WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u20
 WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
 """Unicode's White_Space; Python's `str.strip` and `str.isspace` know four more characters."""
 
+_PUNCTUATION = r"[!-/:-@\[-`{-~]|\p{P}"
 _BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 # What Oniguruma's patterns and those of `regex` write alike but mean otherwise, or what only one of them knows: some
 # escapes, brackets in brackets, flags (but (?i) for a whole group or pattern), {2,3}+ and {2}?, which neither hold on
@@ -136,16 +137,32 @@ def read_pre_tokenizer(setting: Any) -> PreTokenizer:
             # What is left out is true, here as there.
             steps += [None] * bool(part.get("add_prefix_space", True))
             steps += [_GPT2_SPLIT] * bool(part.get("use_regex", True))
-        elif kind == "Split":
-            behavior = part.get("behavior")
-            if behavior not in _BEHAVIORS:
-                raise UnsupportedError(f"pre_tokenizer Split with behavior {shown(behavior)}")
-            steps.append(Split(_pattern(part.get("pattern")), behavior, bool(part.get("invert", False))))
-        elif kind == "Digits":
-            steps.append(Split(r"\p{N}" if part.get("individual_digits", False) else r"\p{N}+"))
         else:
-            raise UnsupportedError(f"pre_tokenizer {shown(kind)} before the last")
+            steps += _splits(kind, part)
     return PreTokenizer(tuple(steps))
+
+
+def _splits(kind: Any, part: Mapping[str, Any]) -> list[Split]:
+    """The steps of a pre-tokenizer that only cuts text. Raises UnsupportedError."""
+    behavior = part.get("behavior", "Isolated")
+    match kind:
+        case "Split" | "Punctuation" if behavior not in _BEHAVIORS:
+            raise UnsupportedError(f"pre_tokenizer {kind} with behavior {shown(behavior)}")
+        case "Split":
+            return [Split(_pattern(part.get("pattern")), behavior, bool(part.get("invert", False)))]
+        case "Punctuation":
+            return [Split(_PUNCTUATION, behavior)]
+        case "Digits":
+            return [Split(r"\p{N}" if part.get("individual_digits", False) else r"\p{N}+")]
+        case "Whitespace":
+            return [Split(r"\w+|[^\w\s]+", "Removed", invert=True)]
+        case "WhitespaceSplit":
+            return [Split(r"\s", "Removed")]
+        case "BertPreTokenizer":
+            return [Split(r"\s", "Removed"), Split(_PUNCTUATION)]
+        case "CharDelimiterSplit":
+            return [Split(_pattern({"String": part.get("delimiter")}), "Removed")]
+    raise UnsupportedError(f"pre_tokenizer {shown(kind)} before the last")
 
 
 def read_normalizer(setting: Any) -> Normalizer | None:
