@@ -23,6 +23,7 @@ from nvg.tokenizers.automaton import split_tables
 from nvg.tokenizers.bpe import ByteLevelBPE
 from nvg.tokenizers.bpe_merge import MergeTable
 from nvg.tokenizers.byte_alphabet import ByteIds
+from nvg.tokenizers.prompt import encode_whole
 from nvg.tokenizers.splitting import GPT2_PATTERN, Split
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -480,6 +481,13 @@ def sequence(*parts, **options):
     return {"type": "Sequence", "pretokenizers": [*parts, last]}
 
 
+def nested(key, part, depth):
+    """The part within so many sequences."""
+    for _ in range(depth):
+        part = {"type": "Sequence", key: [part]}
+    return part
+
+
 def replace(pattern, content="x"):
     return {"type": "Replace", "pattern": pattern, "content": content}
 
@@ -728,10 +736,30 @@ class TestFiles:
         assert time.process_time() - start < 20
 
     def test_a_pattern_that_takes_for_ever(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("nvg.tokenizers.splitting._TIMEOUT_S", 0.2)
+        monkeypatch.setattr("nvg.tokenizers.oniguruma._TIMEOUT_S", 0.2)
         write_json(tmp_path, tiny_settings(pre_tokenizer=sequence(split("(a|aa)+c|b"))))
         with pytest.raises(ParameterError, match="pattern takes too long"):
             ByteLevelBPE.from_dir(tmp_path).encode("a" * 60)
+
+    def test_a_normalizer_that_takes_for_ever_or_all_memory(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("nvg.tokenizers.oniguruma._TIMEOUT_S", 0.2)
+        write_json(tmp_path, tiny_settings(normalizer=replace({"Regex": "(a|aa)+c|b"})))
+        with pytest.raises(ParameterError, match="pattern takes too long"):
+            ByteLevelBPE.from_dir(tmp_path).encode("a" * 60)
+        doubling = {"type": "Sequence", "normalizers": [replace({"String": "a"}, "aa")] * 40}
+        write_json(tmp_path, tiny_settings(normalizer=doubling))
+        with pytest.raises(ParameterError, match="normalizer makes the text more than 100 times as long"):
+            ByteLevelBPE.from_dir(tmp_path).encode("a" * 60)
+
+    def test_sequences_in_sequences(self, tmp_path):
+        parts = {
+            "normalizer": nested("normalizers", {"type": "Lowercase"}, 5),
+            "pre_tokenizer": sequence(nested("pretokenizers", split("h"), 5), use_regex=True),
+            "post_processor": nested("processors", {"type": "BertProcessing", "sep": ["a", 1], "cls": ["b", 2]}, 5),
+        }
+        write_json(tmp_path, tiny_settings(**parts))
+        oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        assert encode_whole(ByteLevelBPE.from_dir(tmp_path), "The hehe THE") == oracle.encode("The hehe THE").ids
 
     def test_added_tokens_keep_their_own_text(self, tmp_path):
         n = len(tiny_vocab())
@@ -988,8 +1016,15 @@ class TestDamagedFiles:
             ({"normalizer": replace({"Regex": r"\h"})}, r"'\\\\h' in the pattern '\\\\h'"),
             ({"normalizer": replace({"Regex": "(a"})}, r"the pattern '\(a' \(missing \)"),
             ({"normalizer": replace({"Regex": 1})}, "the pattern {'Regex': 1}"),
+            ({"normalizer": ["NFC"]}, r"normalizer \['NFC'\]"),
+            ({"normalizer": replace({"String": "a"}, "x" * 201)}, "the content 'xxx.* of a normalizer"),
+            ({"normalizer": replace({"String": "a"}, 5)}, "the content 5 of a normalizer"),
+            ({"normalizer": nested("normalizers", {"type": "NFC"}, 101)}, "a normalizer of more than 100 parts"),
+            ({"pre_tokenizer": nested("pretokenizers", split("a"), 101)}, "a pre_tokenizer of more than 100 parts"),
+            ({"post_processor": nested("processors", None, 101)}, "a post_processor of more than 100 parts"),
             ({"pre_tokenizer": None}, "pre_tokenizer None"),
-            ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "pre_tokenizer 'Sequence'"),
+            ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "a pre_tokenizer that ends with None"),
+            ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": ["ByteLevel"]}}, "pre_tokenizer 'ByteLevel'"),
             ({"pre_tokenizer": sequence({"type": "Metaspace"})}, "pre_tokenizer 'Metaspace'"),
             ({"pre_tokenizer": sequence(split("a", "Sideways"))}, "pre_tokenizer Split with behavior 'Sideways'"),
             ({"decoder": {"type": "Metaspace"}}, "decoder 'Metaspace'"),

@@ -12,7 +12,7 @@ import regex
 
 from nvg.errors import CheckpointError
 from nvg.files import shown
-from nvg.tokenizers.splitting import WHITE_SPACE
+from nvg.tokenizers.normalizing import WHITE_SPACE
 
 _MAX_ALTERNATIVES = 1000
 """Of a pattern: a million take a minute to compile. Of more tokens, a pattern finds the first characters."""
@@ -69,6 +69,8 @@ class AddedTokenFinder:
                 start = done + len(text[done:start].rstrip(WHITE_SPACE))
             while token.rstrip and end < len(text) and text[end] in WHITE_SPACE:
                 end += 1
+            if start == end:  # another token took it as a space behind itself
+                continue
             if done < start:
                 segments.append(text[done:start])
             segments.append(token.token_id)

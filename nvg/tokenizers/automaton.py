@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from nvg.tokenizers.pattern import Place, Program, read_pattern
-from nvg.tokenizers.splitting import PATTERN_FLAGS, Split
+from nvg.tokenizers.oniguruma import PATTERN_FLAGS
+from nvg.tokenizers.pattern import Place, Program, read_program
+from nvg.tokenizers.splitting import Split
 
 MATCHES, GAPS = 1, 2
 """What a step keeps."""
@@ -50,7 +51,7 @@ def split_tables(steps: Sequence[Split]) -> SplitTables | None:
     """The steps as tables; None where one of them has something that tables can't say."""
     kept = [_KEPT.get((step.behavior, step.invert)) for step in steps]
     sets: dict[str, int] = {}
-    programs = [read_pattern(step.pattern, sets) for step in steps]
+    programs = [read_program(step.pattern, sets) for step in steps]
     if None in kept or None in programs or len(sets) > _MAX_SETS:
         return None
     classes, members = _classes(list(sets))

@@ -108,8 +108,14 @@ class ByteLevelBPE:
 
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
         """`encode` for each text; much text is shared out among threads."""
-        segments = [self._segments(joined_surrogates(text), allow_special) for text in texts]
-        ids_of = iter(self._ordinary_ids([part for parts in segments for part in parts if isinstance(part, str)]))
+        try:
+            segments = [self._segments(joined_surrogates(text), allow_special) for text in texts]
+            ordinary = self._ordinary_ids([part for parts in segments for part in parts if isinstance(part, str)])
+        except TimeoutError:
+            raise ParameterError(
+                "the tokenizer's pattern takes too long for this text; the file may be hostile"
+            ) from None
+        ids_of = iter(ordinary)
         encoded = []
         for parts in segments:
             ids: list[int] = []
@@ -152,16 +158,11 @@ class ByteLevelBPE:
 
     def _ordinary_ids(self, texts: list[str]) -> list[list[int]]:
         """The ids of texts without added tokens, none of them empty."""
-        try:
-            if compiled := self._compiled_for(sum(map(len, texts))):
-                if self._space_first:
-                    texts = [text if text[0] == " " else " " + text for text in texts]
-                return compiled.encode(texts)
-            return [self._piecewise_ids(text) for text in texts]
-        except TimeoutError:
-            raise ParameterError(
-                "the tokenizer's pattern takes too long for this text; the file may be hostile"
-            ) from None
+        if compiled := self._compiled_for(sum(map(len, texts))):
+            if self._space_first:
+                texts = [text if text[0] == " " else " " + text for text in texts]
+            return compiled.encode(texts)
+        return [self._piecewise_ids(text) for text in texts]
 
     def _compiled_for(self, num_chars: int) -> CompiledBPE | None:
         """The compiled code, if that is the faster way for so much text."""

@@ -16,14 +16,10 @@ from nvg.files import open_file, read_json, read_up_to, shown
 from nvg.tokenizers.added_tokens import AddedToken, read_added_tokens
 from nvg.tokenizers.bpe_merge import MergeTable
 from nvg.tokenizers.byte_alphabet import CHAR_OF_BYTE, ByteIds, spell
+from nvg.tokenizers.components import UnsupportedError
+from nvg.tokenizers.normalizing import Normalizer, read_normalizer
 from nvg.tokenizers.post_processing import Affixes, read_post_processor
-from nvg.tokenizers.splitting import (
-    Normalizer,
-    PreTokenizer,
-    UnsupportedError,
-    read_normalizer,
-    read_pre_tokenizer,
-)
+from nvg.tokenizers.splitting import PreTokenizer, read_pre_tokenizer
 
 MAX_FILE_BYTES = 2**26
 """Of a file; vocabularies of 260,000 tokens have half of it. Parsed, it takes up to 25 times as much."""
@@ -44,7 +40,7 @@ class BPEDefinition:
     added_tokens: list[AddedToken]
     pre_tokenizer: PreTokenizer
     normalizer: Normalizer | None
-    normalizer_setting: Any
+    normalizer_setting: str
     """What the file says of the normalizer."""
     whole_pieces: dict[str, int] | None
     """Spelling -> id of the pieces that are one token whatever the merges say (`ignore_merges`)."""
@@ -65,12 +61,14 @@ def read_definition(directory: Path) -> BPEDefinition:
             raise CheckpointError(f"{source}: there is no 'model' in it")
         _refuse_unsupported(source, settings, model)
         try:
-            normalizer = read_normalizer(settings.get("normalizer"))
+            normalizer, normalizer_setting = (
+                read_normalizer(settings.get("normalizer")),
+                repr(settings.get("normalizer")),
+            )
             pre_tokenizer = read_pre_tokenizer(settings.get("pre_tokenizer"))
             affixes = read_post_processor(settings.get("post_processor"))
-        except UnsupportedError as error:
+        except (UnsupportedError, RecursionError) as error:
             raise CheckpointError(f"{source}: {error} is not supported; {WAY_OUT}") from None
-        normalizer_setting = settings.get("normalizer")
         vocab = _checked_vocab(source, model.get("vocab"))
         merges = _merges_of_json(source, model.get("merges"), vocab)
         byte_ids = _byte_ids(source, model, vocab)
@@ -83,7 +81,7 @@ def read_definition(directory: Path) -> BPEDefinition:
         _refuse_more_tokens(directory / "added_tokens.json", vocab)
         added_tokens = [AddedToken(END_OF_TEXT, vocab[END_OF_TEXT], True, False)] if END_OF_TEXT in vocab else []
         affixes, byte_ids = ((), ()), ByteIds.of_vocab(vocab)
-        ignore_merges, normalizer, normalizer_setting = False, None, None
+        ignore_merges, normalizer, normalizer_setting = False, None, "None"
         pre_tokenizer = read_pre_tokenizer({"type": "ByteLevel", "add_prefix_space": False})
     else:
         raise CheckpointError(

@@ -59,7 +59,7 @@ _Part = Callable[[Program, int], int]
 """Adds a part of a pattern before a place; the number of the part's first place."""
 
 
-def read_pattern(pattern: str, sets: dict[str, int]) -> Program | None:
+def read_program(pattern: str, sets: dict[str, int]) -> Program | None:
     """The pattern's places, None if it is not regular; the sets of characters in it are added to `sets`."""
     try:
         reader = _Reader(pattern, sets)

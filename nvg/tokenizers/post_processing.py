@@ -3,10 +3,11 @@ one text (its crate's `processors`)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from nvg.files import shown
-from nvg.tokenizers.splitting import UnsupportedError
+from nvg.tokenizers.components import UnsupportedError, parts_of
 
 Affixes = tuple[tuple[int, ...], tuple[int, ...]]
 """The ids before those of a text, and the ids after them."""
@@ -14,20 +15,22 @@ Affixes = tuple[tuple[int, ...], tuple[int, ...]]
 
 def read_post_processor(setting: Any) -> Affixes:
     """What the post-processor adds to a text. Raises UnsupportedError."""
-    match setting:
-        case None | {"type": "ByteLevel"}:  # that one is about offsets
+    parts = parts_of(setting, "post_processor", "processors") if setting is not None else []
+    adding = [affixes for affixes in map(_affixes, parts) if affixes != ((), ())]
+    if len(adding) > 1:  # the second one then sees each part of the first as a text
+        raise UnsupportedError("a post_processor with two parts that add tokens")
+    return adding[0] if adding else ((), ())
+
+
+def _affixes(part: Mapping[str, Any]) -> Affixes:
+    match part:
+        case {"type": "ByteLevel"}:  # that one is about offsets
             return (), ()
-        case {"type": "Sequence", "processors": [*processors]}:
-            adding = [affixes for affixes in map(read_post_processor, processors) if affixes != ((), ())]
-            if len(adding) > 1:  # the second one then sees each part of the first as a text
-                raise UnsupportedError("a post_processor with two parts that add tokens")
-            return adding[0] if adding else ((), ())
-        case {"type": "RobertaProcessing" | "BertProcessing", "cls": [_, int(first)], "sep": [_, int(last)]}:
-            return _checked((first,)), _checked((last,))
+        case {"type": "RobertaProcessing" | "BertProcessing", "cls": [_, first], "sep": [_, last]}:
+            return _checked([first]), _checked([last])
         case {"type": "TemplateProcessing", "single": [*pieces]}:
-            return _of_template(pieces, setting.get("special_tokens"))
-    kind = setting.get("type") if isinstance(setting, dict) else setting
-    raise UnsupportedError(f"post_processor {shown(kind)} as it is here")
+            return _of_template(pieces, part.get("special_tokens"))
+    raise UnsupportedError(f"post_processor {shown(part.get('type'))} as it is here")
 
 
 def _of_template(pieces: list[Any], special_tokens: Any) -> Affixes:
@@ -49,7 +52,7 @@ def _of_template(pieces: list[Any], special_tokens: Any) -> Affixes:
     return tuple(parts[0]), tuple(parts[1])
 
 
-def _checked(ids: Any) -> tuple[int, ...]:
+def _checked(ids: list[Any]) -> tuple[int, ...]:
     for token_id in ids:
         if type(token_id) is not int or token_id < 0:
             raise UnsupportedError(f"the id {shown(token_id)} in the post_processor")
