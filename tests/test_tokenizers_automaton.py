@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import regex
+import tokenizers
 
 from nvg.errors import ParameterError
 from nvg.tokenizers import bpe
@@ -38,6 +39,7 @@ REGULAR = [
     DEEPSEEK,
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     r"\p{N}",
+    r"\w+|\W|[^\w]",
     r"[一-龥\u3040-ゟ゠-ヿ]+",
     r"(a|ab)(c|bcd)",
     r"a|ab|abc",
@@ -167,3 +169,32 @@ def test_repeats_that_take_for_ever_to_compile():
         with pytest.raises(UnsupportedError, match="a pattern that repeats so much"):
             read_pattern({"Regex": pattern})
     assert read_pattern({"Regex": r"\p{N}{1,3}a{10}b{0}"})
+
+
+@pytest.mark.parametrize("pattern", [r"\w+", r"\W", r"[\w']+", r"[^\w\s]+", r"\\w|\[\w\]", r"\d+\w", r"(?i:k)\w"])
+def test_words_are_those_of_oniguruma(pattern):
+    chars = [
+        *ALPHABET,
+        "²",
+        "³",
+        "¹",
+        "¼",
+        "½",
+        "¾",
+        "ª",
+        "\u200c",
+        "\u200d",
+        "_",
+        "‿",
+        "\u0301",
+        "①",
+        "Ⅷ",
+        "\\w",
+        "[a]",
+    ]
+    theirs = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    ours = Split(read_pattern({"Regex": pattern}))
+    rng = random.Random(1)
+    for _ in range(200):
+        text = "".join(rng.choices(chars, k=rng.randrange(1, 12)))
+        assert list(ours.cut(text)) == [piece for piece, _ in theirs.pre_tokenize_str(text)], text

@@ -17,7 +17,7 @@ from nvg.tokenizers.oniguruma import PATTERN_FLAGS, read_pattern, timeout_s
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """GPT-2's published pattern: text is cut into these pieces, and merges never cross from one to the next."""
 
-_PUNCTUATION = r"[!-/:-@\[-`{-~]|\p{P}"
+_PUNCTUATION = r"[!-/:-@\[-`{-~\u166d\p{P}]"  # with a sign that is no punctuation any more since Unicode 12
 _BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 _MAX_LISTED_CHARS = 1 << 22
 """A longer text's pieces are made one by one: slower, but a list of them would take many times the text's memory."""
