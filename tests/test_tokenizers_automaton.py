@@ -171,8 +171,15 @@ def test_repeats_that_take_for_ever_to_compile():
     assert read_pattern({"Regex": r"\p{N}{1,3}a{10}b{0}"})
 
 
-@pytest.mark.parametrize("pattern", [r"\w+", r"\W", r"[\w']+", r"[^\w\s]+", r"\\w|\[\w\]", r"\d+\w", r"(?i:k)\w"])
-def test_words_are_those_of_oniguruma(pattern):
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *(r"\w+", r"\W", r"[\w']+", r"[^\w\s]+", r"\\w|\[\w\]", r"\d+\w", r"(?i:k)\w"),
+        r" ?[^(\s|[.,!?…。，、।۔،])]+",  # BLOOM's
+        *("[a[bc]]+", "[^a[b[c1]]]+", r"[[\w]'\]]", "[[a-c][x-z]]", "[]a]", r"[a\[]"),
+    ],
+)
+def test_pieces_of_oniguruma(pattern):
     chars = [
         *ALPHABET,
         "²",
@@ -198,3 +205,12 @@ def test_words_are_those_of_oniguruma(pattern):
     for _ in range(200):
         text = "".join(rng.choices(chars, k=rng.randrange(1, 12)))
         assert list(ours.cut(text)) == [piece for piece, _ in theirs.pre_tokenize_str(text)], text
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["[[:punct:]]", "[a-[b]]", "[[ab]-z]", "[a[-z]]", "[a[b-]c]", "[a[^b]]", r"[\W]", "[[]a]", "a{2}+", "(?i:st)"],
+)
+def test_patterns_that_would_be_others(pattern):
+    with pytest.raises(UnsupportedError, match="in the pattern"):
+        read_pattern({"Regex": pattern})

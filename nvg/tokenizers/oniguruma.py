@@ -11,19 +11,17 @@ from nvg.files import shown
 from nvg.tokenizers.components import UnsupportedError
 
 # What Oniguruma's patterns and those of `regex` write alike but mean otherwise, or what only one of them knows: some
-# escapes, brackets in brackets, flags (but (?i) for a whole group or pattern), {2,3}+ and {2}?, which neither hold on
-# nor are lazy there; and with (?i) pairs of letters that are one letter without regard to case.
+# escapes, flags (but (?i) for a whole group or pattern), {2,3}+ and {2}?, which neither hold on nor are lazy there; and
+# with (?i) pairs of letters that are one letter without regard to case.
 _FOREIGN = regex.compile(
     r"(?<!\\)(?:\\\\)*"
-    r"(?:\\[hHRXKGkgAzZbByYO]|\[\^?\]?(?:[^\]\\]|\\.)*\[|&&|--|\(\?[^:=!<>i]|\(\?i[^:)]|(?<!^)\(\?i\)"
-    r"|\{[\d,]+\}\+|\{\d+\}\?)",
+    r"(?:\\[hHRXKGkgAzZbByYO]|&&|--|\(\?[^:=!<>i]|\(\?i[^:)]|(?<!^)\(\?i\)|\{[\d,]+\}\+|\{\d+\}\?)",
     regex.DOTALL,
 )
 _FOLDED = regex.compile(r"ss|ff|fi|fl|st|[^\0-\x7f]", regex.IGNORECASE)
 _MAX_PATTERN_CHARS, _MAX_REPEATS = 4000, 1000
 """To compile `(a|b){9999}` takes `regex` for ever."""
 # What \w takes there: some more in Latin-1 where it isn't in brackets, and never the joiners.
-_NO_WORD = r"\W"
 _WORD, _LATIN_WORD = r"\p{Alphabetic}\p{M}\p{Nd}\p{Pc}", r"\xb2\xb3\xb9\xbc-\xbe"
 PATTERN_FLAGS = regex.V0 | regex.MULTILINE  # ^ and $ are those of lines there
 _TIMEOUT_S = 10
@@ -47,7 +45,7 @@ def read_pattern(setting: Any) -> str:
             counts = map(float, regex.findall(r"([1-9]\d*)\}", pattern))
             if prod(counts) > _MAX_REPEATS:
                 raise UnsupportedError(f"a pattern that repeats so much, {shown(pattern)},")
-            pattern = _with_its_words(pattern)
+            pattern = _translated(pattern)
             try:
                 regex.compile(pattern, PATTERN_FLAGS)
             except (regex.error, RecursionError, OverflowError, ValueError) as error:
@@ -56,17 +54,25 @@ def read_pattern(setting: Any) -> str:
     raise UnsupportedError(f"the pattern {shown(setting)}")
 
 
-def _with_its_words(pattern: str) -> str:
-    """The pattern with what Oniguruma takes for `\\w` and `\\W` written out: `regex` takes other characters."""
+def _translated(pattern: str) -> str:
+    """The pattern for `regex`: `\\w` and `\\W` written out, and brackets in brackets put into those around them."""
     parts = regex.split(r"(\\.|\[\^?\]?|\])", pattern, flags=regex.DOTALL)
-    in_class = False
-    for i, part in enumerate(parts):
-        if part == _NO_WORD and in_class:
-            raise UnsupportedError(f"{_NO_WORD} in brackets in the pattern {shown(pattern)}")
-        if part in (r"\w", _NO_WORD):
-            parts[i] = _WORD if in_class else f"[{'^' * (part == _NO_WORD)}{_WORD}{_LATIN_WORD}]"
+    depth = 0  # of brackets
+    for i in range(1, len(parts), 2):
+        part, before, after = parts[i], parts[i - 1][-1:], parts[i + 1][:1]
+        if part == r"\w" and depth:
+            parts[i] = _WORD
+        elif part in (r"\w", r"\W") and not depth:
+            parts[i] = f"[{'^' * (part[1] == 'W')}{_WORD}{_LATIN_WORD}]"
+        elif (part.startswith("[") and depth) or (part == "]" and depth > 1):
+            if part not in ("[", "]") or "-" in (before, after) or (part == "[" and after == ":"):
+                raise UnsupportedError(f"{part + after} in brackets in the pattern {shown(pattern)}")
+            depth += 1 if part == "[" else -1
+            parts[i] = ""
+        elif part == r"\W":
+            raise UnsupportedError(f"{part} in brackets in the pattern {shown(pattern)}")
         elif part.startswith("["):
-            in_class = True
+            depth = 1
         elif part == "]":
-            in_class = False
+            depth = 0
     return "".join(parts)
