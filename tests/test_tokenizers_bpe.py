@@ -891,7 +891,7 @@ class TestDamagedFiles:
         refused(directory, f"{name} is a link to")
 
     def test_too_long(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("nvg.tokenizers.bpe_files.MAX_FILE_BYTES", 1000)
+        monkeypatch.setattr("nvg.tokenizers.text_files.MAX_FILE_BYTES", 1000)
         write_json(tmp_path, tiny_settings())
         refused(tmp_path, "tokenizer.json: has more than 1000 bytes")
 

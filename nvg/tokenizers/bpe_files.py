@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nvg.errors import CheckpointError
-from nvg.files import open_file, read_json, read_up_to, shown
+from nvg.files import read_json, shown
 from nvg.tokenizers.added_tokens import AddedToken, read_added_tokens
 from nvg.tokenizers.bpe_merge import MergeTable
 from nvg.tokenizers.byte_alphabet import CHAR_OF_BYTE, ByteIds, spell
@@ -20,9 +19,8 @@ from nvg.tokenizers.components import UnsupportedError
 from nvg.tokenizers.normalizing import Normalizer, read_normalizer
 from nvg.tokenizers.post_processing import Affixes, read_post_processor
 from nvg.tokenizers.splitting import PreTokenizer, read_pre_tokenizer
+from nvg.tokenizers.text_files import read_object, read_text
 
-MAX_FILE_BYTES = 2**26
-"""Of a file; vocabularies of 260,000 tokens have half of it. Parsed, it takes up to 25 times as much."""
 END_OF_TEXT = "<|endoftext|>"
 WAY_OUT = "nvg reads byte-level BPE; another kind needs a tokenizer plugin, such as nvg-hf-tokenizers (--tokenizer hf)"
 
@@ -55,7 +53,7 @@ def read_definition(directory: Path) -> BPEDefinition:
     """
     tokenizer_json, vocab_json, merges_txt = (directory / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
     if os.path.lexists(tokenizer_json):
-        source, settings = tokenizer_json, _read_object(tokenizer_json)
+        source, settings = tokenizer_json, read_object(tokenizer_json)
         model = settings.get("model")
         if not isinstance(model, dict):
             raise CheckpointError(f"{source}: there is no 'model' in it")
@@ -76,8 +74,8 @@ def read_definition(directory: Path) -> BPEDefinition:
         ignore_merges = bool(model.get("ignore_merges", False))
     elif os.path.lexists(vocab_json) and os.path.lexists(merges_txt):
         source = vocab_json
-        vocab = _checked_vocab(source, _read_object(source))
-        merges = _merge_table(merges_txt, [line for line in _read_text(merges_txt).split("\n") if line], vocab)
+        vocab = _checked_vocab(source, read_object(source))
+        merges = _merge_table(merges_txt, [line for line in read_text(merges_txt).split("\n") if line], vocab)
         _refuse_more_tokens(directory / "added_tokens.json", vocab)
         added_tokens = [AddedToken(END_OF_TEXT, vocab[END_OF_TEXT], True, False)] if END_OF_TEXT in vocab else []
         affixes, byte_ids = ((), ()), ByteIds.of_vocab(vocab)
@@ -107,30 +105,6 @@ def read_definition(directory: Path) -> BPEDefinition:
         whole_pieces=vocab if ignore_merges else None,
         eos_token_ids=_eos_token_ids(directory, len(tokens), specials),
     )
-
-
-def _read_text(path: Path) -> str:
-    """The file's text, with line feeds at the ends of its lines."""
-    try:
-        with open_file(path) as file:
-            return read_up_to(file, MAX_FILE_BYTES).decode("utf-8-sig").replace("\r\n", "\n")
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: byte {error.start} is not UTF-8; copy the file again") from error
-    except ValueError:
-        raise CheckpointError(f"{path}: has more than {MAX_FILE_BYTES} bytes, which no tokenizer needs") from None
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file."""
-    try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
-        raise CheckpointError(f"{path}: not JSON: {error}; copy the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}; it must be an object")
-    return value
 
 
 def _refuse_unsupported(source: Path, settings: dict[str, Any], model: dict[str, Any]) -> None:
@@ -227,7 +201,7 @@ def _merge_table(source: Path, lines: list[str], vocab: dict[str, int]) -> Merge
 def _refuse_more_tokens(path: Path, vocab: dict[str, int]) -> None:
     """Raise if `added_tokens.json` adds to the vocabulary: it doesn't say how its tokens are found in text."""
     more = (
-        [token for token, token_id in _read_object(path).items() if vocab.get(token) != token_id]
+        [token for token, token_id in read_object(path).items() if vocab.get(token) != token_id]
         if os.path.lexists(path)
         else []
     )

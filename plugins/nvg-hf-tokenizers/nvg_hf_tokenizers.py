@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 
 from nvg.errors import CheckpointError, ParameterError
 from nvg.tokenizers.checks import joined_surrogates, unknown_token_id
+from nvg.tokenizers.text_files import read_text
 
 # GPT-2's alphabet of bytes: those that print stand for themselves, the others follow from U+0100 on.
 _PRINTING = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -64,13 +66,11 @@ class HFTokenizer:
         """The tokenizer in the directory `path`. Raises CheckpointError for a file that is missing or damaged."""
         directory = Path(path)
         source = directory / "tokenizer.json"
-        try:
-            text = source.read_text("utf-8-sig")
-        except (OSError, ValueError) as error:
+        if not os.path.lexists(source):
             raise CheckpointError(
-                f"{source}: can't be read ({error}); transformers' AutoTokenizer writes it: "
-                "from_pretrained(...).save_pretrained(...)"
-            ) from error
+                f"{source}: not there; transformers' AutoTokenizer writes it: from_pretrained(...).save_pretrained(...)"
+            )
+        text = read_text(source)
         return cls(text, _eos_token_ids(directory), str(source))
 
     def encode(self, text, *, allow_special=False):

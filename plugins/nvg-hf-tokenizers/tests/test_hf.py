@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -170,8 +171,12 @@ def test_a_model_with_another_kind_of_tokenizer(tmp_path):
 
 
 def test_files_that_do_not_fit(tmp_path):
-    with pytest.raises(CheckpointError, match=r"tokenizer.json: can't be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: not there"):
         HFTokenizer.from_dir(tmp_path)
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is not a regular file"):
+        HFTokenizer.from_dir(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer.json: not a tokenizer.json: "):
         HFTokenizer.from_dir(tmp_path)
