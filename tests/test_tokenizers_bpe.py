@@ -658,6 +658,7 @@ class TestFiles:
             "½",
             "\u3000",
             "漢字",
+            "\u166d",
         ]
         rng = random.Random(5)
         texts = ["".join(rng.choices(parts, k=rng.randrange(14))) for _ in range(400)]
@@ -714,6 +715,15 @@ class TestFiles:
             text = "".join(rng.choices([*"ab?hec", " the", " ", "é", "日", "xyz", "'s", "z" * 70, "<unk>"], k=8))
             assert ours.encode(text) == oracle.encode(text).ids, text
 
+    @pytest.mark.parametrize("sides", [{"lstrip": True, "rstrip": True}, {"lstrip": True}, {"rstrip": True}])
+    def test_added_tokens_of_spaces(self, tmp_path, sides):
+        n = len(tiny_vocab())
+        write_json(tmp_path, tiny_settings(added_tokens=[added("\n", n, **sides), added("a ", n + 1, **sides)]))
+        ours = ByteLevelBPE.from_dir(tmp_path)
+        oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        for text in ("\n\n", "a \n \n\n a", " a a  \n", "\n\n\nb"):
+            assert ours.encode(text, allow_special=True) == oracle.encode(text).ids, text
+
     def test_many_added_tokens(self, tmp_path):
         n = len(tiny_vocab())
         contents = sorted({f"<{i}>" for i in range(1500)} | {"<1>2", "<1>23", "<1"})
@@ -729,7 +739,7 @@ class TestFiles:
     @pytest.mark.slow
     def test_a_million_added_tokens(self, tmp_path):
         vocab = {char: i + 10**6 for i, char in enumerate(bytes_alphabet())}
-        tokens = [{"content": f"<{i}>", "id": i, "special": False, "normalized": False} for i in range(10**6)]
+        tokens = [{"content": f"<{i}>", "id": i} for i in range(10**6)]
         write_json(tmp_path, tiny_settings(added_tokens=tokens, model__vocab=vocab, model__merges=[]))
         start = time.process_time()
         assert ByteLevelBPE.from_dir(tmp_path).encode("<7><999999>") == [7, 999999]
