@@ -14,7 +14,7 @@ from nvg.tokenizers.automaton import split_tables
 from nvg.tokenizers.bpe import ByteLevelBPE
 from nvg.tokenizers.components import UnsupportedError
 from nvg.tokenizers.oniguruma import PATTERN_FLAGS, read_pattern
-from nvg.tokenizers.splitting import GPT2_PATTERN, Split
+from nvg.tokenizers.splitting import GPT2_PATTERN, Split, read_pre_tokenizer
 from nvg.tokenizers.splitting_compiled import next_match, splits_of
 
 CL100K = (
@@ -214,3 +214,48 @@ def test_pieces_of_oniguruma(pattern):
 def test_patterns_that_would_be_others(pattern):
     with pytest.raises(UnsupportedError, match="in the pattern"):
         read_pattern({"Regex": pattern})
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "Punctuation", "behavior": "Isolated"},
+        {"type": "Punctuation", "behavior": "MergedWithPrevious"},
+        {"type": "Digits", "individual_digits": False},
+        {"type": "Digits", "individual_digits": True},
+        {"type": "Whitespace"},
+        {"type": "WhitespaceSplit"},
+        {"type": "BertPreTokenizer"},
+        {"type": "CharDelimiterSplit", "delimiter": "/"},
+    ],
+    ids=str,
+)
+def test_pieces_of_the_kinds_of_pre_tokenizers(part):
+    last = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    ours = read_pre_tokenizer({"type": "Sequence", "pretokenizers": [part, last]})
+    options = {name: value for name, value in part.items() if name not in ("type", "behavior")}
+    if "behavior" in part:
+        options["behavior"] = {"Isolated": "isolated", "MergedWithPrevious": "merged_with_previous"}[part["behavior"]]
+    theirs = getattr(tokenizers.pre_tokenizers, part["type"])(**options)
+    chars = [
+        *ALPHABET,
+        "\u166d",
+        "$",
+        "^",
+        "`",
+        "…",
+        "、",
+        "²",
+        "①",
+        "Ⅷ",
+        "\u200d",
+        "_",
+        "‿",
+        "\u0301",
+        "\u2028",
+        "\x1c",
+    ]
+    rng = random.Random(2)
+    for _ in range(200):
+        text = "".join(rng.choices(chars, k=rng.randrange(1, 12)))
+        assert list(ours.pieces(text)) == [piece for piece, _ in theirs.pre_tokenize_str(text)], text
