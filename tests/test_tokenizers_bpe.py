@@ -623,10 +623,10 @@ class TestFiles:
                 assert ours.decode(ours.encode(text)) == text
             if not any(special in text for special in ours.special_tokens):
                 assert ours.encode(text) == oracle.encode(text).ids
-        in_python = ours.encode(" ".join(parts))
+        in_python = ours.encode("\n".join(parts))
         for name in ("_COMPILED_FROM_CHARS", "_LOADED_FROM_CHARS", "_PREPARED_FROM_CHARS"):
             monkeypatch.setattr(bpe, name, 0)
-        assert ours.encode(" ".join(parts)) == in_python
+        assert ours.encode("\n".join(parts)) == in_python
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_every_kind_of_file_gives_the_ids_of_tokenizers(self, tmp_path, kind, monkeypatch):
