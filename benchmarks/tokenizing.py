@@ -3,16 +3,19 @@
     python benchmarks/tokenizing.py VOCABULARY --text english=corpus.txt
 
 VOCABULARY is a directory with GPT-2's vocab.json and merges.txt, or with a byte-level BPE tokenizer.json that has
-GPT-2's pattern. Each text is cut to --megabytes; `code` is the standard library's own source. The others are 1 MB of
-one thing, which is where an encoder's time can grow faster than the text. Whoever is measured takes turns, in one
-thread; `batch` is the text's lines at once, with whatever threads each library takes for that.
+GPT-2's pattern; --pattern cl100k puts GPT-4's in its place, for all three libraries. Each text is cut to --megabytes;
+`code` is the standard library's own source. The others are 1 MB of one thing, which is where an encoder's time can grow
+faster than the text. Whoever is measured takes turns, in one thread; `batch` is the text's lines at once, with whatever
+threads each library takes for that.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sysconfig
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +24,17 @@ from typing import Any
 from report import Spread, facts, print_facts, print_table, write_json
 
 from nvg.tokenizers.bpe import ByteLevelBPE
+
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+"""GPT-4's kind of pattern, as a tokenizer.json has it."""
+CL100K_TIKTOKEN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
+    r"|\s+(?!\S)|\s"
+)
+"""The same pieces, as tiktoken writes it: the other one overflows its stack."""
 
 Encode = Callable[[str], Any]
 EncodeBatch = Callable[[list[str]], Any]
@@ -51,6 +65,22 @@ def texts(arguments: argparse.Namespace) -> dict[str, str]:
     return cut | {"^": "^" * small, "spaces": " " * small, "emoji": "😀" * (small // 4)} | {"one word": letters}
 
 
+def with_pattern(vocabulary: Path, pattern: str, directory: Path) -> Path:
+    """The vocabulary as a tokenizer.json in `directory`, with another pattern."""
+    import tokenizers
+
+    if (vocabulary / "tokenizer.json").exists():
+        settings = json.loads((vocabulary / "tokenizer.json").read_text("utf-8"))
+    else:
+        pair = str(vocabulary / "vocab.json"), str(vocabulary / "merges.txt")
+        settings = json.loads(tokenizers.ByteLevelBPETokenizer(*pair).to_str())
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    as_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    settings["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, as_bytes]}
+    (directory / "tokenizer.json").write_text(json.dumps(settings), "utf-8")
+    return directory
+
+
 def hugging_face(directory: Path) -> tuple[Encode, EncodeBatch]:
     import tokenizers
 
@@ -61,16 +91,18 @@ def hugging_face(directory: Path) -> tuple[Encode, EncodeBatch]:
     return lambda text: tokenizer.encode(text).ids, lambda batch: [each.ids for each in tokenizer.encode_batch(batch)]
 
 
-def tiktoken_of(ours: ByteLevelBPE) -> tuple[Encode, EncodeBatch]:
+def tiktoken_of(ours: ByteLevelBPE, pattern_name: str) -> tuple[Encode, EncodeBatch]:
     import tiktoken
     from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's, which overflows no stack
+
+    pattern = CL100K_TIKTOKEN if pattern_name == "cl100k" else r50k_pat_str
 
     special = ours.special_tokens
     ranks = {ours.token_bytes(i): i for i in range(ours.vocab_size) if i not in special.values()}
     ordered = sorted(ranks.values()) == list(range(len(ranks)))
     if not ordered:  # tiktoken's ids are its ranks; what it costs is the same
         ranks = {token: rank for rank, token in enumerate(sorted(ranks, key=ranks.__getitem__))}
-    encoding = tiktoken.Encoding("vocabulary", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+    encoding = tiktoken.Encoding("vocabulary", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     return encoding.encode_ordinary, encoding.encode_ordinary_batch
 
 
@@ -81,21 +113,32 @@ def seconds(job: Callable[[Any], Any], engine: Any) -> float:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Read the command line, and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vocabulary", type=Path)
     parser.add_argument("--text", action="append", default=[], metavar="NAME=FILE", help="a text to encode; repeatable")
+    parser.add_argument(
+        "--pattern", choices=["gpt2", "cl100k"], default="gpt2", help="how text is split (default gpt2)"
+    )
     parser.add_argument("--megabytes", type=float, default=10, help="of each text (default 10)")
     parser.add_argument("--small-megabytes", type=float, default=1, help="of each text that is one thing (default 1)")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the results there")
     arguments = parser.parse_args()
 
+    with tempfile.TemporaryDirectory() as made:
+        if arguments.pattern == "cl100k":
+            arguments.vocabulary = with_pattern(arguments.vocabulary, CL100K, Path(made))
+        measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure, print and write."""
     ours = ByteLevelBPE.from_dir(arguments.vocabulary)
     engines = {"nvg": (ours.encode, ours.encode_batch)}
     for name, make in (
         ("tokenizers", lambda: hugging_face(arguments.vocabulary)),
-        ("tiktoken", lambda: tiktoken_of(ours)),
+        ("tiktoken", lambda: tiktoken_of(ours, arguments.pattern)),
     ):
         try:
             engines[name] = make()
@@ -128,7 +171,7 @@ def main() -> None:
     print_facts(machine)
     print_table(rows)
     if arguments.json:
-        write_json(arguments.json, {"machine": machine, "texts": results})
+        write_json(arguments.json, {"machine": machine, "pattern": arguments.pattern, "texts": results})
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from nvg.runtime.kernel_store import Report
 from nvg.sampling.compose import SHORTCUTS, compose, own_chain, resolve
 from nvg.sampling.random import new_seed
 from nvg.tokenizers.contract import Tokenizer
+from nvg.tokenizers.prompt import encode_whole
 
 
 def report_to_stderr(line: str) -> None:
@@ -256,7 +257,7 @@ class LLM:
 
     def _token_ids(self, given: str | list[int]) -> list[int]:
         """The tokens to begin from."""
-        token_ids = self.tokenizer.encode(given) if isinstance(given, str) else given
+        token_ids = encode_whole(self.tokenizer, given) if isinstance(given, str) else given
         if not token_ids:
             if not self.tokenizer.eos_token_ids:
                 raise ParameterError("the prompt is empty and the tokenizer has no end-of-text token to begin from")

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 from checkpoints import write_checkpoint
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from nvg.model.safetensors_header import read_header
 from nvg.params import SamplingParams
 from nvg.sampling.compose import DEFAULT_CHAIN, own_chain
 from nvg.tokenizers.bpe import ByteLevelBPE
+from nvg.tokenizers.prompt import encode_whole
 
 CORPUS = Path(__file__).parent / "corpus"
 IS_SHORT = settings.default.max_examples <= 100
@@ -200,11 +202,22 @@ def test_tokenizer(tmp_path, data):
     (tmp_path / "tokenizer.json").write_bytes(data)
     with refused_or_read(most=100_000):
         tokenizer = ByteLevelBPE.from_dir(tmp_path)
-        text = "the he\n<|endoftext|> é日\0"
-        with contextlib.suppress(ParameterError):
-            token_ids = tokenizer.encode(text)
-            assert all(0 <= token_id < tokenizer.vocab_size for token_id in token_ids)
-            assert tokenizer.decode(token_ids).lstrip(" ") == text
+        for text in ("the he\n<|endoftext|> é日\0", "abba the AB'S 12345 [É]  word words .!? xx   x\n\n", ""):
+            with contextlib.suppress(ParameterError):
+                token_ids = encode_whole(tokenizer, text, allow_special=True)
+                assert all(0 <= token_id < tokenizer.vocab_size for token_id in token_ids)
+                tokenizer.decode(token_ids)
+                assert token_ids == library_ids(data, text, token_ids)
+
+
+def library_ids(data, text, default):
+    """What Hugging Face tokenizers makes of the file; the default where it refuses it, or fails."""
+    try:
+        return tokenizers.Tokenizer.from_str(data.decode()).encode(text).ids
+    except BaseException as error:  # its panics are no Exceptions
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return default
 
 
 @pytest.mark.parametrize("kind", ["header", "config", "generation", "index", "tokenizer"])

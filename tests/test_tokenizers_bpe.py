@@ -1,6 +1,7 @@
 """Byte-level BPE against tiktoken, Hugging Face tokenizers and a naive merge; and its files, whole and damaged."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -14,11 +15,16 @@ import tiktoken
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tokenizers_automaton import CL100K, DEEPSEEK, O200K
 
 from nvg.errors import CheckpointError, ParameterError
 from nvg.tokenizers import bpe, bpe_compiled
+from nvg.tokenizers.automaton import split_tables
 from nvg.tokenizers.bpe import ByteLevelBPE
 from nvg.tokenizers.bpe_merge import MergeTable
+from nvg.tokenizers.byte_alphabet import ByteIds
+from nvg.tokenizers.prompt import encode_whole
+from nvg.tokenizers.splitting import GPT2_PATTERN, Split
 
 ROOT = Path(__file__).resolve().parents[1]
 TALES = ROOT / "nvg" / "data" / "tales"
@@ -72,6 +78,9 @@ TEXT = st.lists(
     ),
     max_size=60,
 ).map("".join)
+
+
+GPT2_SPLITS = split_tables([Split(GPT2_PATTERN)])
 
 
 def bytes_alphabet():
@@ -245,9 +254,8 @@ class TestCompiled:
         columns = [[merge[k] for merge in merges] for k in range(3)]
         length = table.draw(st.sampled_from([1, 2, 10, 64, 65, 150]))
         text = "".join(random.Random(table.draw(st.integers(0, 1000))).choices("abc", k=length))
-        byte_ids = [0] * 256
-        byte_ids[97:100] = 0, 1, 2
-        compiled = bpe_compiled.CompiledBPE(MergeTable(*columns, vocab_size), byte_ids)
+        byte_ids = ByteIds.of_vocab({"a": 0, "b": 1, "c": 2})
+        compiled = bpe_compiled.CompiledBPE(GPT2_SPLITS, MergeTable(*columns, vocab_size), byte_ids)
         assert compiled.encode([text]) == [TestMerges.naive([ord(char) - 97 for char in text], merges)]
 
     def test_threads(self, compiled, monkeypatch):
@@ -459,10 +467,6 @@ def added(content, token_id, **options):
     return entry | {"normalized": False, "special": True} | options
 
 
-CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
 LLAMA3 = CL100K.replace(r"]?\p{L}+", r"]?+\p{L}++")
 QWEN2 = CL100K.replace(r"\p{N}{1,3}", r"\p{N}")
 
@@ -475,6 +479,13 @@ def sequence(*parts, **options):
     """A pre-tokenizer: the parts, then bytes without GPT-2's pattern."""
     last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False} | options
     return {"type": "Sequence", "pretokenizers": [*parts, last]}
+
+
+def nested(key, part, depth):
+    """The part within so many sequences."""
+    for _ in range(depth):
+        part = {"type": "Sequence", key: [part]}
+    return part
 
 
 def replace(pattern, content="x"):
@@ -496,6 +507,14 @@ KINDS = {
         for behavior in ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
         for invert in (False, True)
     },
+    "punctuation": {"pre_tokenizer": sequence({"type": "Punctuation", "behavior": "Isolated"}, use_regex=True)},
+    "more punctuation": {"pre_tokenizer": sequence({"type": "Punctuation", "behavior": "Contiguous"})},
+    "words": {"pre_tokenizer": sequence({"type": "Whitespace"})},
+    "between spaces": {"pre_tokenizer": sequence({"type": "WhitespaceSplit"}, split(r"\p{Lu}"))},
+    "bert": {"pre_tokenizer": sequence({"type": "BertPreTokenizer"})},
+    "delimiter": {"pre_tokenizer": sequence({"type": "CharDelimiterSplit", "delimiter": "."})},
+    "o200k": {"pre_tokenizer": sequence(split(O200K))},
+    "deepseek 3": {"pre_tokenizer": sequence(split(r"\p{N}{1,3}"), split("[一-龥぀-ゟ゠-ヿ]+"), split(DEEPSEEK))},
     "empty matches": {"pre_tokenizer": sequence(split("h*|"))},
     "lines": {"pre_tokenizer": sequence(split("^a|b$"))},
     "string": {
@@ -520,6 +539,8 @@ KINDS = {
     },
 }
 """What the files of other models have, and each option by itself."""
+NOT_REGULAR = {"empty matches", "lines", "string", "digits", "more punctuation"}
+NOT_REGULAR |= {kind for kind in KINDS if kind.startswith(("Merged", "Contiguous"))}
 
 
 class TestFiles:
@@ -574,7 +595,7 @@ class TestFiles:
         ],
         ids=lambda changes: next(iter(changes)),
     )
-    def test_options_give_the_ids_of_tokenizers(self, tmp_path, changes):
+    def test_options_give_the_ids_of_tokenizers(self, tmp_path, changes, monkeypatch):
         vocab = tiny_vocab()
         if "model__ignore_merges" in changes:
             vocab["abbc"] = len(vocab)  # a whole piece that no merge makes
@@ -602,9 +623,13 @@ class TestFiles:
                 assert ours.decode(ours.encode(text)) == text
             if not any(special in text for special in ours.special_tokens):
                 assert ours.encode(text) == oracle.encode(text).ids
+        in_python = ours.encode("\n".join(parts))
+        for name in ("_COMPILED_FROM_CHARS", "_LOADED_FROM_CHARS", "_PREPARED_FROM_CHARS"):
+            monkeypatch.setattr(bpe, name, 0)
+        assert ours.encode("\n".join(parts)) == in_python
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_every_kind_of_file_gives_the_ids_of_tokenizers(self, tmp_path, kind):
+    def test_every_kind_of_file_gives_the_ids_of_tokenizers(self, tmp_path, kind, monkeypatch):
         n = len(tiny_vocab())
         tokens = [
             added("<s>", n),
@@ -639,10 +664,15 @@ class TestFiles:
             "漢字",
         ]
         rng = random.Random(5)
-        for _ in range(400):
-            text = "".join(rng.choices(parts, k=rng.randrange(14)))
+        texts = ["".join(rng.choices(parts, k=rng.randrange(14))) for _ in range(400)]
+        for text in texts:
             assert ours.encode(text, allow_special=True) == oracle.encode(text).ids, text
             assert ours.encode(text) == plain_ids(oracle, text), text
+        in_python = ours.encode_batch(texts)
+        for name in ("_COMPILED_FROM_CHARS", "_LOADED_FROM_CHARS", "_PREPARED_FROM_CHARS"):
+            monkeypatch.setattr(bpe, name, 0)
+        assert ours.encode_batch(texts) == in_python
+        assert (ours._compiled is None) == (kind in NOT_REGULAR)
 
     @pytest.mark.parametrize("kind", ["gpt2", "cl100k", "llama3", "qwen2"])
     def test_trained_vocabularies_on_random_unicode(self, tmp_path, kind):
@@ -664,6 +694,39 @@ class TestFiles:
             text = "".join(rng.choices([*SETTLED, *SPACES * 40, *"abcdefst'1!" * 400], k=rng.randrange(80)))
             assert ours.encode(text, allow_special=True) == oracle.encode(text).ids, text
 
+    @pytest.mark.parametrize("compile_all", [False, True])
+    @pytest.mark.parametrize("unknown", [None, "?", "<unk>", "he"])
+    @pytest.mark.parametrize("fuses", [False, True])
+    def test_bytes_that_the_vocabulary_lacks(self, tmp_path, monkeypatch, unknown, fuses, compile_all):
+        if compile_all:
+            for name in ("_COMPILED_FROM_CHARS", "_LOADED_FROM_CHARS", "_PREPARED_FROM_CHARS"):
+                monkeypatch.setattr(bpe, name, 0)
+        kept = [*"?ab'st<unk>eh", "Ġ"]  # Ġ is the space; no part of é but Ã is there
+        kept += ["Ã"]
+        vocab = {token: number for number, token in enumerate(dict.fromkeys(kept))}
+        merges = [pair for pair in MERGES if "c" not in "".join(pair)]
+        merges += [("h", "e"), ("?", "?"), ("u", "n"), ("un", "k"), ("<", "unk"), ("<unk", ">"), ("<unk>", "a")]
+        for left, right in merges:
+            vocab.setdefault(left + right, len(vocab))
+        merges = [f"{left} {right}" for left, right in merges]
+        model = {"model__vocab": vocab, "model__merges": merges}
+        write_json(tmp_path, tiny_settings(**model, model__unk_token=unknown, model__fuse_unk=fuses))
+        ours = ByteLevelBPE.from_dir(tmp_path)
+        oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        rng = random.Random(1)
+        for _ in range(300):
+            text = "".join(rng.choices([*"ab?hec", " the", " ", "é", "日", "xyz", "'s", "z" * 70, "<unk>"], k=8))
+            assert ours.encode(text) == oracle.encode(text).ids, text
+
+    @pytest.mark.parametrize("sides", [{"lstrip": True, "rstrip": True}, {"lstrip": True}, {"rstrip": True}])
+    def test_added_tokens_of_spaces(self, tmp_path, sides):
+        n = len(tiny_vocab())
+        write_json(tmp_path, tiny_settings(added_tokens=[added("\n", n, **sides), added("a ", n + 1, **sides)]))
+        ours = ByteLevelBPE.from_dir(tmp_path)
+        oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        for text in ("\n\n", "a \n \n\n a", " a a  \n", "\n\n\nb"):
+            assert ours.encode(text, allow_special=True) == oracle.encode(text).ids, text
+
     def test_many_added_tokens(self, tmp_path):
         n = len(tiny_vocab())
         contents = sorted({f"<{i}>" for i in range(1500)} | {"<1>2", "<1>23", "<1"})
@@ -679,17 +742,37 @@ class TestFiles:
     @pytest.mark.slow
     def test_a_million_added_tokens(self, tmp_path):
         vocab = {char: i + 10**6 for i, char in enumerate(bytes_alphabet())}
-        tokens = [{"content": f"<{i}>", "id": i, "special": False, "normalized": False} for i in range(10**6)]
+        tokens = [{"content": f"<{i}>", "id": i} for i in range(10**6)]
         write_json(tmp_path, tiny_settings(added_tokens=tokens, model__vocab=vocab, model__merges=[]))
         start = time.process_time()
         assert ByteLevelBPE.from_dir(tmp_path).encode("<7><999999>") == [7, 999999]
         assert time.process_time() - start < 20
 
     def test_a_pattern_that_takes_for_ever(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("nvg.tokenizers.splitting._TIMEOUT_S", 0.2)
+        monkeypatch.setattr("nvg.tokenizers.oniguruma._TIMEOUT_S", 0.2)
         write_json(tmp_path, tiny_settings(pre_tokenizer=sequence(split("(a|aa)+c|b"))))
         with pytest.raises(ParameterError, match="pattern takes too long"):
             ByteLevelBPE.from_dir(tmp_path).encode("a" * 60)
+
+    def test_a_normalizer_that_takes_for_ever_or_all_memory(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("nvg.tokenizers.oniguruma._TIMEOUT_S", 0.2)
+        write_json(tmp_path, tiny_settings(normalizer=replace({"Regex": "(a|aa)+c|b"})))
+        with pytest.raises(ParameterError, match="pattern takes too long"):
+            ByteLevelBPE.from_dir(tmp_path).encode("a" * 60)
+        doubling = {"type": "Sequence", "normalizers": [replace({"String": "a"}, "aa")] * 40}
+        write_json(tmp_path, tiny_settings(normalizer=doubling))
+        with pytest.raises(ParameterError, match="normalizer makes the text more than 100 times as long"):
+            ByteLevelBPE.from_dir(tmp_path).encode("a" * 60)
+
+    def test_sequences_in_sequences(self, tmp_path):
+        parts = {
+            "normalizer": nested("normalizers", {"type": "Lowercase"}, 5),
+            "pre_tokenizer": sequence(nested("pretokenizers", split("h"), 5), use_regex=True),
+            "post_processor": nested("processors", {"type": "BertProcessing", "sep": ["a", 1], "cls": ["b", 2]}, 5),
+        }
+        write_json(tmp_path, tiny_settings(**parts))
+        oracle = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        assert encode_whole(ByteLevelBPE.from_dir(tmp_path), "The hehe THE") == oracle.encode("The hehe THE").ids
 
     def test_added_tokens_keep_their_own_text(self, tmp_path):
         n = len(tiny_vocab())
@@ -697,11 +780,6 @@ class TestFiles:
         tokenizer = ByteLevelBPE.from_dir(tmp_path)
         assert tokenizer.token_bytes(n) == "ein Ende é".encode()
         assert tokenizer.token_bytes(tiny_vocab()["Ġ"]) == "Ġ".encode()
-
-    def test_a_template_that_adds_nothing(self, tmp_path):
-        template = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}], "pair": []}
-        write_json(tmp_path, tiny_settings(post_processor={"type": "Sequence", "processors": [template]}))
-        assert ByteLevelBPE.from_dir(tmp_path).encode("he") == [tiny_vocab()["he"]]
 
     def test_an_early_file_names_no_model_type(self, tmp_path):
         settings = tiny_settings()
@@ -777,6 +855,7 @@ def refused(directory, pattern):
         ByteLevelBPE.from_dir(directory)
     assert str(caught.value).startswith(str(directory))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(directory)) + 400
 
 
 class TestDamagedFiles:
@@ -805,7 +884,29 @@ class TestDamagedFiles:
 
     def test_a_directory_of_that_name(self, tmp_path):
         (tmp_path / "tokenizer.json").mkdir()
-        refused(tmp_path, "tokenizer.json: can't be read: ")
+        refused(tmp_path, "tokenizer.json: can.t be read: Is a directory")
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "config.json"])
+    def test_a_pipe_or_a_link_that_leads_away(self, tmp_path, name):
+        directory = tmp_path / "model"
+        directory.mkdir()
+        write_pair(directory)
+        path = directory / name
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+        refused(directory, f"{name} is not a regular file")
+        path.unlink()
+        (tmp_path / "elsewhere").write_text("{}")
+        path.symlink_to(tmp_path / "elsewhere")
+        refused(directory, f"{name} is a link to .*elsewhere', outside of the model's directory")
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere")
+        refused(directory, f"{name} is a link to")
+
+    def test_too_long(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("nvg.tokenizers.text_files.MAX_FILE_BYTES", 1000)
+        write_json(tmp_path, tiny_settings())
+        refused(tmp_path, "tokenizer.json: has more than 1000 bytes")
 
     @pytest.mark.parametrize(
         ("changes", "pattern"),
@@ -825,11 +926,21 @@ class TestDamagedFiles:
         write_pair(tmp_path, tiny_vocab() | changes)
         refused(tmp_path, "vocab.json: " + pattern)
 
-    def test_vocab_without_a_byte(self, tmp_path):
-        write_pair(tmp_path, {"a": 0, "b": 1})
-        refused(tmp_path, r"vocab.json: no token for byte 0 \('Ā'\) and 253 other bytes")
+    def test_an_empty_vocab(self, tmp_path):
         write_pair(tmp_path, {})
         refused(tmp_path, "vocab.json: the vocabulary is not an object")
+
+    @pytest.mark.parametrize(
+        ("changes", "pattern"),
+        [
+            ({"model__unk_token": "<unk>"}, "the vocabulary lacks a byte's '!', and the unk_token for it, '<unk>'"),
+            ({"model__unk_token": ["a"]}, r"the vocabulary lacks a byte's '!', and the unk_token for it, \['a'\]"),
+            ({"model__byte_fallback": True}, "byte_fallback is not supported where the vocabulary lacks a byte's '!'"),
+        ],
+    )
+    def test_a_vocab_without_some_bytes(self, tmp_path, changes, pattern):
+        write_json(tmp_path, tiny_settings(model__vocab={"a": 0, "b": 1}, model__merges=[], **changes))
+        refused(tmp_path, "tokenizer.json: " + pattern)
 
     @pytest.mark.parametrize(
         ("merges", "pattern"),
@@ -886,21 +997,49 @@ class TestDamagedFiles:
             refused(tmp_path, "tokenizer.json: .*" + pattern)
 
     @pytest.mark.parametrize(
+        "changes",
+        [
+            {"normalizer": {"type": "x" * 9999}},
+            {"normalizer": replace({"Regex": "(" * 9999})},
+            {"normalizer": replace({"Regex": "x" * 99999})},
+            {"pre_tokenizer": {"type": ["x"] * 9999}},
+            {"pre_tokenizer": sequence(split(r"\h" + "x" * 5000))},
+            {"pre_tokenizer": sequence(split("a", "x" * 9999))},
+            {"post_processor": {"type": "x" * 9999}},
+            {"decoder": {"type": "x" * 9999}},
+            {"model__type": "x" * 9999},
+            {"model__end_of_word_suffix": "x" * 9999},
+            {"model__merges": ["x" * 9999]},
+            {"model__merges": ["x" * 9999 + " " + "y" * 9999]},
+            {"model__vocab": {"x" * 9999: "y" * 9999}},
+            {"model__vocab": tiny_vocab() | {"→" * 9999: 263}},
+            {"added_tokens": [["x" * 9999]]},
+            {"added_tokens": [added("\ud800" * 9999, 263)]},
+        ],
+        ids=lambda changes: repr(changes)[:50],
+    )
+    def test_long_values_are_not_quoted_whole(self, tmp_path, changes):
+        write_json(tmp_path, tiny_settings(**changes))
+        refused(tmp_path, "tokenizer.json: ")
+
+    @pytest.mark.parametrize(
         ("changes", "feature"),
         [
             ({"normalizer": {"type": "Precompiled"}}, "normalizer 'Precompiled'"),
             ({"normalizer": replace({"Regex": r"\h"})}, r"'\\\\h' in the pattern '\\\\h'"),
             ({"normalizer": replace({"Regex": "(a"})}, r"the pattern '\(a' \(missing \)"),
             ({"normalizer": replace({"Regex": 1})}, "the pattern {'Regex': 1}"),
+            ({"normalizer": ["NFC"]}, r"normalizer \['NFC'\]"),
+            ({"normalizer": replace({"String": "a"}, "x" * 201)}, "the content 'xxx.* of a normalizer"),
+            ({"normalizer": replace({"String": "a"}, 5)}, "the content 5 of a normalizer"),
+            ({"normalizer": nested("normalizers", {"type": "NFC"}, 101)}, "a normalizer of more than 100 parts"),
+            ({"pre_tokenizer": nested("pretokenizers", split("a"), 101)}, "a pre_tokenizer of more than 100 parts"),
+            ({"post_processor": nested("processors", None, 101)}, "a post_processor of more than 100 parts"),
             ({"pre_tokenizer": None}, "pre_tokenizer None"),
-            ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "pre_tokenizer 'Sequence'"),
+            ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "a pre_tokenizer that ends with None"),
+            ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": ["ByteLevel"]}}, "pre_tokenizer 'ByteLevel'"),
             ({"pre_tokenizer": sequence({"type": "Metaspace"})}, "pre_tokenizer 'Metaspace'"),
             ({"pre_tokenizer": sequence(split("a", "Sideways"))}, "pre_tokenizer Split with behavior 'Sideways'"),
-            ({"post_processor": {"type": "RobertaProcessing"}}, "post_processor 'RobertaProcessing'"),
-            (
-                {"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {}]}},
-                "post_processor 'TemplateProcessing'",
-            ),
             ({"decoder": {"type": "Metaspace"}}, "decoder 'Metaspace'"),
             ({"model__type": "WordPiece"}, "model 'WordPiece'"),
             ({"model__dropout": 0.1}, "dropout 0.1"),

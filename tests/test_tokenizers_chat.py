@@ -80,12 +80,15 @@ def test_a_model_without_one(tmp_path, template):
         ("{% for i in range(10**9) %}{% endfor %}", "chat template fails: OverflowError"),
         ("{% include 'x' %}", "chat template fails: "),
         ("{{ 1 // 0 }}", "chat template fails: ZeroDivisionError"),
+        ("{{ nothing['x' * 999999] }}", "chat template fails: UndefinedError"),
+        ("{{ messages | " + "x" * 999 + " }}", "chat template has an error in line 1"),
     ],
 )
 def test_a_damaged_or_hostile_template_ends_in_one_line(tmp_path, template, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         apply_chat_template(write(tmp_path, template), MESSAGES)
     assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < len(str(tmp_path)) + 300
 
 
 def test_messages_that_a_template_refuses(tmp_path):
@@ -95,7 +98,7 @@ def test_messages_that_a_template_refuses(tmp_path):
 
 def test_damaged_files(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: not JSON"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is not valid JSON"):
         apply_chat_template(tmp_path, MESSAGES)
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")

@@ -17,6 +17,7 @@ from nvg.cli.interrupt import interruptible
 from nvg.cli.table import print_table
 from nvg.errors import ParameterError
 from nvg.params import EngineConfig
+from nvg.tokenizers.prompt import encode_whole
 
 if TYPE_CHECKING:
     from nvg.llm import LLM
@@ -82,7 +83,7 @@ def perplexity(
         text = _read(file)
         llm = interruptible(lambda: _load(config))
         with llm:
-            token_ids = llm.tokenizer.encode(text)[:max_tokens]
+            token_ids = encode_whole(llm.tokenizer, text)[:max_tokens]
             if len(token_ids) < 2:
                 raise ParameterError(
                     f"{_name(file)} has {len(token_ids)} token; one is predicted from another: give it 2 or more"

@@ -22,6 +22,7 @@ def tokenize(text: str | None, model: str, tokenizer: str | None, allow_special:
     """Show how TEXT (or stdin) splits into a model's tokens: a line for each, its id and its bytes."""
     from nvg.hub import resolve_model
     from nvg.plugins import registry
+    from nvg.tokenizers.prompt import encode_whole
 
     if text is None:
         text = options.piped_stdin()
@@ -29,7 +30,7 @@ def tokenize(text: str | None, model: str, tokenizer: str | None, allow_special:
         raise ParameterError("there is no text: give it as an argument or pipe it into stdin")
     with options.flags_in_errors():
         loaded = registry().tokenizers.load(tokenizer or "gpt2").from_dir(resolve_model(model))
-    token_ids = loaded.encode(text, allow_special=allow_special)
+    token_ids = encode_whole(loaded, text, allow_special=allow_special)
     if output_format == "json":
         pieces = [loaded.token_bytes(token_id).decode("utf-8", "backslashreplace") for token_id in token_ids]
         click.echo(json.dumps({"model": model, "token_ids": token_ids, "tokens": pieces}))

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import regex
 
-from nvg.tokenizers.splitting import WHITE_SPACE
+from nvg.errors import CheckpointError
+from nvg.files import shown
+from nvg.tokenizers.normalizing import WHITE_SPACE
 
 _MAX_ALTERNATIVES = 1000
 """Of a pattern: a million take a minute to compile. Of more tokens, a pattern finds the first characters."""
@@ -65,6 +69,8 @@ class AddedTokenFinder:
                 start = done + len(text[done:start].rstrip(WHITE_SPACE))
             while token.rstrip and end < len(text) and text[end] in WHITE_SPACE:
                 end += 1
+            if start == end:  # another token took it as a space behind itself
+                continue
             if done < start:
                 segments.append(text[done:start])
             segments.append(token.token_id)
@@ -90,3 +96,20 @@ class AddedTokenFinder:
 
 def _is_word(text: str, index: int) -> bool:
     return 0 <= index < len(text) and regex.match(r"\w", text[index]) is not None
+
+
+def read_added_tokens(source: Path, entries: Any) -> list[AddedToken]:
+    """The `added_tokens` of the tokenizer.json `source`. Raises CheckpointError."""
+    if not isinstance(entries, list):
+        raise CheckpointError(f"{source}: 'added_tokens' is not a list")
+    added_tokens = []
+    for entry in entries:
+        match entry:
+            case {"content": str(content), "id": int(token_id)} if content and token_id >= 0:
+                special = bool(entry.get("special", False))
+                normalized = bool(entry.get("normalized", not special))
+                flags = {option: bool(entry.get(option)) for option in ("single_word", "lstrip", "rstrip")}
+                added_tokens.append(AddedToken(content, token_id, special, normalized, **flags))
+            case _:
+                raise CheckpointError(f"{source}: added token {shown(entry)}; it must have a content and an id >= 0")
+    return added_tokens

@@ -6,31 +6,26 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING
 
-import regex
-
 from nvg.errors import ParameterError
 from nvg.tokenizers.added_tokens import AddedTokenFinder
 from nvg.tokenizers.bpe_files import BPEDefinition, read_definition
-from nvg.tokenizers.byte_alphabet import spell, unspell
+from nvg.tokenizers.byte_alphabet import is_spelled, spell, unspell
 from nvg.tokenizers.checks import joined_surrogates, unknown_token_id
-from nvg.tokenizers.splitting import GPT2_PATTERN
 
 if TYPE_CHECKING:
     from nvg.tokenizers.added_tokens import AddedToken
     from nvg.tokenizers.bpe_compiled import CompiledBPE
+    from nvg.tokenizers.post_processing import Affixes
 
-_GPT2_PIECE = regex.compile(GPT2_PATTERN)
 _MAX_CACHED_PIECES = 1 << 15
 _MAX_CACHED_CHARS = 32
 """Words come again and again; the cache stays below about 10 MB."""
-_MAX_LISTED_CHARS = 1 << 22
-"""A longer text's pieces are made one by one: slower, but a list of them would take many times the text's memory."""
 
 _COMPILED_FROM_CHARS = 1 << 12
 _LOADED_FROM_CHARS = 1 << 18
@@ -54,7 +49,7 @@ class ByteLevelBPE:
         self._normalized_tokens = AddedTokenFinder(added[True], definition.normalizer)
         self._compiled: CompiledBPE | None = None
         self._space_first = None in definition.pre_tokenizer.steps[:1]
-        self._is_gpt2 = definition.pre_tokenizer.is_gpt2
+        self._can_be_compiled = True
         self._ids_of_piece: dict[str, list[int]] = {}
 
     @classmethod
@@ -81,6 +76,11 @@ class ByteLevelBPE:
         """Special tokens' text and id."""
         return self._special_tokens
 
+    @property
+    def affixes(self) -> Affixes:
+        """The ids that the file's post-processor puts before and after those of a whole text; `encode` doesn't."""
+        return self._definition.affixes
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, of all that decides `encode` and `decode`, from whichever files it came."""
@@ -93,6 +93,8 @@ class ByteLevelBPE:
             sorted(definition.whole_pieces.items()) if definition.whole_pieces is not None else None,
             definition.tokens,
             definition.merges.pairs(),
+            definition.byte_ids,
+            definition.affixes,
         ):
             digest.update(repr(part).encode() + b"\n")
         return digest.hexdigest()
@@ -106,8 +108,14 @@ class ByteLevelBPE:
 
     def encode_batch(self, texts: Sequence[str], *, allow_special: bool = False) -> list[list[int]]:
         """`encode` for each text; much text is shared out among threads."""
-        segments = [self._segments(joined_surrogates(text), allow_special) for text in texts]
-        ids_of = iter(self._ordinary_ids([part for parts in segments for part in parts if isinstance(part, str)]))
+        try:
+            segments = [self._segments(joined_surrogates(text), allow_special) for text in texts]
+            ordinary = self._ordinary_ids([part for parts in segments for part in parts if isinstance(part, str)])
+        except TimeoutError:
+            raise ParameterError(
+                "the tokenizer's pattern takes too long for this text; the file may be hostile"
+            ) from None
+        ids_of = iter(ordinary)
         encoded = []
         for parts in segments:
             ids: list[int] = []
@@ -150,49 +158,34 @@ class ByteLevelBPE:
 
     def _ordinary_ids(self, texts: list[str]) -> list[list[int]]:
         """The ids of texts without added tokens, none of them empty."""
-        if self._is_gpt2:
+        if compiled := self._compiled_for(sum(map(len, texts))):
             if self._space_first:
                 texts = [text if text[0] == " " else " " + text for text in texts]
-            if compiled := self._compiled_for(sum(map(len, texts))):
-                return compiled.encode(texts)
+            return compiled.encode(texts)
         return [self._piecewise_ids(text) for text in texts]
 
     def _compiled_for(self, num_chars: int) -> CompiledBPE | None:
         """The compiled code, if that is the faster way for so much text."""
-        if self._compiled is None and num_chars >= _LOADED_FROM_CHARS and self._definition.whole_pieces is None:
+        if self._compiled is None and num_chars >= _LOADED_FROM_CHARS and self._can_be_compiled:
             ready = "numba" in sys.modules and _bpe_compiled().is_ready()
             if ready or num_chars >= _PREPARED_FROM_CHARS:
-                self._compiled = _bpe_compiled().CompiledBPE(self._definition.merges, self._definition.byte_ids)
+                self._compiled = _compiled(self._definition)
+                self._can_be_compiled = self._compiled is not None
         return self._compiled if num_chars >= _COMPILED_FROM_CHARS else None
 
     def _piecewise_ids(self, text: str) -> list[int]:
-        pieces: Iterable[str]
-        if not self._is_gpt2:
-            pieces = self._definition.pre_tokenizer.pieces(text)
-        elif len(text) <= _MAX_LISTED_CHARS:
-            pieces = _GPT2_PIECE.findall(text)
-        else:
-            pieces = (found[0] for found in _GPT2_PIECE.finditer(text))
         ids: list[int] = []
         cached = self._ids_of_piece.get
-        try:
-            for piece in pieces:
-                ids += cached(piece) or self._piece_ids(piece)
-        except TimeoutError:
-            raise ParameterError(
-                "the tokenizer's pattern takes too long for this text; the file may be hostile"
-            ) from None
+        for piece in self._definition.pre_tokenizer.pieces(text):
+            ids += cached(piece) or self._piece_ids(piece)
         return ids
 
     def _piece_ids(self, piece: str) -> list[int]:
         """The ids of one piece, which is remembered if it is short."""
         data = piece.encode()
-        whole_pieces = self._definition.whole_pieces
-        whole_id = whole_pieces.get(spell(data)) if whole_pieces is not None else None
-        if whole_id is not None:
-            ids = [whole_id]
-        else:
-            ids = self._definition.merges.merge([self._definition.byte_ids[byte] for byte in data])
+        definition = self._definition
+        whole_id = definition.whole_pieces.get(spell(data)) if definition.whole_pieces is not None else None
+        ids = definition.merges.merge(definition.byte_ids.of(data)) if whole_id is None else [whole_id]
         if len(piece) <= _MAX_CACHED_CHARS:
             if len(self._ids_of_piece) >= _MAX_CACHED_PIECES:
                 self._ids_of_piece.clear()
@@ -204,3 +197,23 @@ def _bpe_compiled() -> ModuleType:
     from nvg.tokenizers import bpe_compiled  # not at the start: it imports Numba
 
     return bpe_compiled
+
+
+def _compiled(definition: BPEDefinition) -> CompiledBPE | None:
+    """None for a pre-tokenizer that is not regular, or puts spaces within the text."""
+    from nvg.tokenizers.automaton import split_tables
+
+    steps = definition.pre_tokenizer.steps
+    steps = steps[1:] if steps[:1] == (None,) else steps
+    splits = [step for step in steps if step is not None]
+    tables = split_tables(splits) if len(splits) == len(steps) else None
+    if tables is None:
+        return None
+    whole_pieces = definition.whole_pieces
+    compiled: CompiledBPE = _bpe_compiled().CompiledBPE(
+        tables,
+        definition.merges,
+        definition.byte_ids,
+        {unspell(piece): token_id for piece, token_id in (whole_pieces or {}).items() if is_spelled(piece)},
+    )
+    return compiled

@@ -1,49 +1,80 @@
-"""GPT-2's pieces and merges for long texts, as compiled code over UTF-8: what `bpe` does piece by piece in Python.
+"""Long texts' ids as compiled code over UTF-8: what `bpe` does piece by piece in Python.
 
-The pieces are found by a scanner of its own, for GPT-2's published pattern alone; Unicode's letters, digits and spaces
-are those of the library that runs the pattern, so both cut alike. A word that came before takes its ids from there: the
-table of words holds places in the text and in the ids, and is as large whatever comes. O(n log n) for any text.
+A word that came before takes its ids from there: the table of words holds places in the text and in the ids, and is as
+large whatever comes. O(n log n) for any text, but for patterns that look far ahead for nothing, again and again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import numpy.typing as npt
-import regex
 
 from nvg.runtime.compile_cache import CompileStep, function_step, njit
 from nvg.runtime.cores import default_threads
+from nvg.tokenizers.automaton import GAPS, MATCHES, SplitTables
 from nvg.tokenizers.bpe_merge import MergeTable
+from nvg.tokenizers.byte_alphabet import ByteIds
+from nvg.tokenizers.merging_compiled import MAX_SCANNED_IDS, Merges, fill_ranks, merge_few, merge_many, merges_of
+from nvg.tokenizers.splitting_compiled import Splits, next_match, splits_of
 
-_LETTER, _DIGIT, _SPACE = 1, 2, 3  # and 0 for all else
 _MAX_CACHED_BYTES = 32
 _CACHE_SLOTS = 1 << 15
-_MAX_SCANNED_IDS = 64  # above it, a heap of pairs
 _BYTES_PER_THREAD = 1 << 19
+_SEEN_PER_BYTE, _SEEN = 256, 1 << 24
+"""How many characters a pattern may look at in a text before it counts as hostile: a second's work for a megabyte."""
 
 _Array = npt.NDArray[Any]
+
+
+class Bytes(NamedTuple):
+    """The arrays of ByteIds."""
+
+    ids: _Array
+    unknown_id: int
+    fuses_unknown: bool
+
+
+class WholePieces(NamedTuple):
+    """Pieces that are one token whatever the merges say, by open addressing in a power of 2 slots (none: no slots)."""
+
+    text: _Array
+    """uint8: the pieces, one after the other."""
+    bounds: _Array
+    """int64: where each begins, and the last ends."""
+    ids: _Array
+    """int32: the id of each."""
+    slots: _Array
+    """int32: the piece in each slot, -1 for none."""
+    longest: int
+    """Bytes."""
 
 
 class CompiledBPE:
     """Texts -> ids of one vocabulary."""
 
-    def __init__(self, merges: MergeTable, byte_ids: Sequence[int]) -> None:
-        pairs, ranks, merged_ids, self._vocab_size = merges.columns()
-        size = 1 << max(4, (2 * len(pairs)).bit_length())
-        self._keys, self._ranks = np.full(size, -1, np.int64), np.zeros(size, np.int32)
-        _fill(np.array(pairs, np.int64), np.array(ranks, np.int32), self._keys, self._ranks)
-        self._merged_ids = np.array(merged_ids, np.int32)
-        self._byte_ids = np.array(byte_ids, np.int32)
+    def __init__(
+        self,
+        splits: SplitTables,
+        merges: MergeTable,
+        byte_ids: ByteIds,
+        whole_pieces: Mapping[bytes, int] | None = None,
+    ) -> None:
+        """whole_pieces: ids of the pieces that are one token whatever the merges say."""
+        self._splits, self._merges = splits_of(splits), merges_of(merges)
+        self._bytes = Bytes(np.array(byte_ids.ids, np.int32), byte_ids.unknown_id, byte_ids.fuses_unknown)
+        self._whole_pieces = _whole_pieces(whole_pieces or {})
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, in as many threads as there is work for; none of them needs the GIL."""
+        """The ids of each text, in as many threads as there is work for; none of them needs the GIL.
+
+        Raises TimeoutError for a pattern that looks at a text again and again.
+        """
         data = [text.encode() for text in texts]
         total = sum(map(len, data))
         num_threads = max(1, min(default_threads(), total // _BYTES_PER_THREAD, len(data)))
@@ -61,25 +92,34 @@ class CompiledBPE:
         ids = np.empty(bounds[-1], np.int32)
         out_bounds = np.zeros_like(bounds)
         text = np.frombuffer(b"".join(data) or b"\0", np.uint8)
-        _encode(
-            text, bounds, _classes(), self._byte_ids, self._keys, self._ranks, self._merged_ids, self._vocab_size, ids,
-            out_bounds,
-        )  # fmt: skip
-        ends = out_bounds.tolist()
-        return [ids[start:end].tolist() for start, end in pairwise(ends)]
+        limit = _SEEN + _SEEN_PER_BYTE * text.size
+        if not _encode(
+            text, bounds, self._splits, self._bytes, self._whole_pieces, self._merges, ids, out_bounds, limit
+        ):
+            raise TimeoutError
+        return [ids[start:end].tolist() for start, end in pairwise(out_bounds.tolist())]
+
+
+def _whole_pieces(ids: Mapping[bytes, int]) -> WholePieces:
+    text = np.frombuffer(b"".join(ids) or b"\0", np.uint8)
+    bounds = np.zeros(len(ids) + 1, np.int64)
+    np.cumsum(list(map(len, ids)), out=bounds[1:])
+    slots = np.full(1 << (2 * len(ids)).bit_length() if ids else 0, -1, np.int32)
+    pieces = WholePieces(text, bounds, np.array(list(ids.values()), np.int32), slots, max(map(len, ids), default=0))
+    _fill_pieces(pieces)
+    return pieces
 
 
 def compile_steps() -> list[CompileStep]:
     """What must be compiled before the first text."""
-    i8, i32, i64 = (
-        numba.types.int64,
-        numba.types.Array(numba.types.int32, 1, "C"),
-        numba.types.Array(numba.types.int64, 1, "C"),
-    )
-    read_u1 = numba.types.Array(numba.types.uint8, 1, "C", readonly=True)
+    i32, i64 = np.zeros(1, np.int32), np.zeros(1, np.int64)
+    text = np.frombuffer(b"\0", np.uint8)
+    splits = Splits(np.zeros(1, np.uint8), i32, i64, i64, 0)
+    pieces, merges = WholePieces(text, i64, i32, i32, 0), Merges(i64, i32, i32, 0)
+    arguments = (text, i64, splits, Bytes(i32, 0, False), pieces, merges, i32, i64, 0)
     return [
-        function_step(_fill, (i64, i32, i64, i32)),
-        function_step(_encode, (read_u1, i64, read_u1, i32, i64, i32, i32, i8, i32, i64)),
+        function_step(function, tuple(map(numba.typeof, given)))
+        for function, given in ((_encode, arguments), (fill_ranks, (i64, i32, i64, i32)), (_fill_pieces, (pieces,)))
     ]
 
 
@@ -88,239 +128,126 @@ def is_ready() -> bool:
     return all(step.is_cached() for step in compile_steps())
 
 
-@cache
-def _classes() -> npt.NDArray[np.uint8]:
-    """The class of each code point, (0x110000,): as `regex` has them, which is what the pattern is written for."""
-    every = np.arange(0x110000, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
-    classes = np.zeros(0x110000, np.uint8)
-    for number, pattern in ((_LETTER, r"\p{L}+"), (_DIGIT, r"\p{N}+"), (_SPACE, r"\s+")):
-        for run in regex.finditer(pattern, every):
-            classes[run.start() : run.end()] = number
-    classes.flags.writeable = False
-    return classes
+@njit
+def _hash(text, start, stop):
+    mixed = np.uint64(stop - start)
+    for i in range(start, stop):
+        mixed = (mixed ^ np.uint64(text[i])) * np.uint64(0x100000001B3)
+    return np.int64((mixed ^ (mixed >> np.uint64(29))) & np.uint64(0x7FFFFFFF))
+
+
+@njit
+def _same(text, start, stop, other, begin):
+    """Whether text[start:stop] is also at other[begin:]."""
+    for i in range(start, stop):  # noqa: SIM110 (compiled, `all` is slower)
+        if text[i] != other[i - start + begin]:
+            return False
+    return True
 
 
 @njit(cached=True)
-def _fill(pairs, new_ranks, keys, ranks):
-    """Put each pair's rank into the table `keys`, `ranks` (open addressing; a power of 2 slots, -1 is free)."""
-    mask = keys.size - 1
-    for i in range(pairs.size):
-        slot = _slot(pairs[i], mask)
-        while keys[slot] != -1:
+def _fill_pieces(pieces):
+    """Put each piece into a slot."""
+    mask = pieces.slots.size - 1
+    for k in range(pieces.bounds.size - 1):
+        slot = _hash(pieces.text, pieces.bounds[k], pieces.bounds[k + 1]) & mask
+        while pieces.slots[slot] >= 0:
             slot = (slot + 1) & mask
-        keys[slot] = pairs[i]
-        ranks[slot] = new_ranks[i]
-
-
-@njit(inline=True)
-def _slot(pair, mask):
-    return ((pair * 0x9E3779B97F4A7C1) >> 20) & mask
+        pieces.slots[slot] = k
 
 
 @njit
-def _rank_of(left, right, vocab_size, keys, ranks):
-    """The rank of two ids; -1 if they don't merge."""
-    pair = left * vocab_size + right
-    mask = keys.size - 1
-    slot = _slot(pair, mask)
-    while keys[slot] != -1:
-        if keys[slot] == pair:
-            return np.int64(ranks[slot])
+def _whole_id(text, start, stop, hashed, pieces):
+    """The id of text[start:stop] as one token, -1 if it is none."""
+    mask = pieces.slots.size - 1
+    slot = hashed & mask
+    while pieces.slots[slot] >= 0:
+        k = pieces.slots[slot]
+        begin = pieces.bounds[k]
+        if pieces.bounds[k + 1] - begin == stop - start and _same(text, start, stop, pieces.text, begin):
+            return pieces.ids[k]
         slot = (slot + 1) & mask
-    return np.int64(-1)
-
-
-@njit(inline=True)
-def _num_bytes(lead):
-    """Of a character in UTF-8, by its first byte."""
-    return 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+    return np.int32(-1)
 
 
 @njit
-def _class_at(text, i, classes):
-    """The class of the character at byte i."""
-    lead = np.int64(text[i])
-    if lead < 0x80:
-        return classes[lead]
-    if lead < 0xE0:
-        return classes[(lead & 0x1F) << 6 | (text[i + 1] & 0x3F)]
-    if lead < 0xF0:
-        return classes[(lead & 0xF) << 12 | np.int64(text[i + 1] & 0x3F) << 6 | (text[i + 2] & 0x3F)]
-    return classes[
-        (lead & 7) << 18 | np.int64(text[i + 1] & 0x3F) << 12 | np.int64(text[i + 2] & 0x3F) << 6 | (text[i + 3] & 0x3F)
-    ]
-
-
-@njit
-def _piece_end(text, start, end, classes):
-    """Where the piece that begins at `start` ends: the alternatives of the pattern, in its order."""
-    first = text[start]
-    if first == 0x27 and start + 1 < end:  # 's 't 're 've 'm 'll 'd
-        second = text[start + 1]
-        if second == 0x73 or second == 0x74 or second == 0x6D or second == 0x64:
-            return start + 2
-        if start + 2 < end:
-            third = text[start + 2]
-            if third == 0x65 and (second == 0x72 or second == 0x76):
-                return start + 3
-            if third == 0x6C and second == 0x6C:
-                return start + 3
-    i = start
-    kind = _class_at(text, i, classes)
-    if first == 0x20 and start + 1 < end:  # one space may go before letters, digits, or others
-        after = _class_at(text, start + 1, classes)
-        if after != _SPACE:
-            i, kind = start + 1, after
-    last = i
-    while i < end and _class_at(text, i, classes) == kind:
-        last = i
-        i += _num_bytes(text[i])
-    if kind == _SPACE and i < end and last > start:
-        return last  # the last space goes with what follows
-    return i
-
-
-@njit
-def _merge_few(ids, n, vocab_size, keys, ranks, merged_ids):
-    """Merge ids[:n] in place by looking for the lowest rank; how many are left."""
-    pair_ranks = np.empty(_MAX_SCANNED_IDS, np.int64)
-    for i in range(n - 1):
-        pair_ranks[i] = _rank_of(ids[i], ids[i + 1], vocab_size, keys, ranks)
-    while n > 1:
-        best, at = np.int64(-1), 0
-        for i in range(n - 1):
-            if pair_ranks[i] >= 0 and (best < 0 or pair_ranks[i] < best):
-                best, at = pair_ranks[i], i
-        if best < 0:
-            break
-        ids[at] = merged_ids[best]
-        for i in range(at + 1, n - 1):
-            ids[i] = ids[i + 1]
-            pair_ranks[i - 1] = pair_ranks[i]
-        n -= 1
-        if at > 0:
-            pair_ranks[at - 1] = _rank_of(ids[at - 1], ids[at], vocab_size, keys, ranks)
-        if at < n - 1:
-            pair_ranks[at] = _rank_of(ids[at], ids[at + 1], vocab_size, keys, ranks)
-    return n
-
-
-@njit
-def _push(heap, size, key):
-    i = size
-    while i > 0 and heap[(i - 1) >> 1] > key:
-        heap[i] = heap[(i - 1) >> 1]
-        i = (i - 1) >> 1
-    heap[i] = key
-    return size + 1
-
-
-@njit
-def _pop(heap, size):
-    """Remove heap[0]; the new size."""
-    size -= 1
-    key = heap[size]
-    i = 0
-    while 2 * i + 1 < size:
-        child = 2 * i + 1
-        if child + 1 < size and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= key:
-            break
-        heap[i] = heap[child]
-        i = child
-    heap[i] = key
-    return size
-
-
-@njit
-def _merge_many(ids, n, vocab_size, keys, ranks, merged_ids):
-    """Merge ids[:n] in place by a linked list and a heap of (rank, place); how many are left."""
-    following, preceding = np.empty(n, np.int32), np.empty(n, np.int32)
-    pair_ranks = np.full(n, -1, np.int64)
-    heap = np.empty(3 * n, np.int64)
-    size = 0
-    for i in range(n):
-        following[i], preceding[i] = i + 1, i - 1
-        if i + 1 < n:
-            rank = _rank_of(ids[i], ids[i + 1], vocab_size, keys, ranks)
-            pair_ranks[i] = rank
-            if rank >= 0:
-                size = _push(heap, size, rank << 32 | i)
-    while size:
-        key = heap[0]
-        size = _pop(heap, size)
-        i = key & 0xFFFFFFFF
-        rank = key >> 32
-        if pair_ranks[i] != rank:  # another merge has taken one of the two
-            continue
-        j = following[i]
-        ids[i], ids[j] = merged_ids[rank], -1
-        pair_ranks[i] = pair_ranks[j] = -1
-        after, before = following[j], preceding[i]
-        following[i] = after
-        if after < n:
-            preceding[after] = i
-            new_rank = _rank_of(ids[i], ids[after], vocab_size, keys, ranks)
-            pair_ranks[i] = new_rank
-            if new_rank >= 0:
-                size = _push(heap, size, new_rank << 32 | i)
-        if before >= 0:
-            new_rank = _rank_of(ids[before], ids[i], vocab_size, keys, ranks)
-            pair_ranks[before] = new_rank
-            if new_rank >= 0:
-                size = _push(heap, size, new_rank << 32 | before)
-    left = 0
-    for i in range(n):
-        if ids[i] >= 0:
-            ids[left] = ids[i]
-            left += 1
-    return left
+def _encode_piece(text, start, stop, byte_ids, hashed, pieces, merges, ids):
+    """Ids of one piece into ids[: stop - start]; how many there are."""
+    if stop - start <= pieces.longest:
+        whole_id = _whole_id(text, start, stop, hashed, pieces)
+        if whole_id >= 0:
+            ids[0] = whole_id
+            return 1
+    length = 0
+    was_unknown = False
+    for i in range(start, stop):
+        token_id = byte_ids.ids[text[i]]
+        is_unknown = token_id < 0
+        if is_unknown:
+            token_id = np.int32(-1 if byte_ids.fuses_unknown and was_unknown else byte_ids.unknown_id)
+        if token_id >= 0:
+            ids[length] = token_id
+            length += 1
+        was_unknown = is_unknown
+    if length <= MAX_SCANNED_IDS:
+        return merge_few(ids, length, merges)
+    return merge_many(ids, length, merges)
 
 
 @njit(cached=True)
-def _encode(text, bounds, classes, byte_ids, keys, ranks, merged_ids, vocab_size, ids, out_bounds):
-    """Ids of the texts text[bounds[k] : bounds[k + 1]] into ids[out_bounds[k] : out_bounds[k + 1]].
+def _encode(text, bounds, splits, byte_ids, pieces, merges, ids, out_bounds, limit):
+    """Ids of the texts text[bounds[k] : bounds[k + 1]] into ids[out_bounds[k] : out_bounds[k + 1]]; False after looking
+    at more than `limit` characters.
 
-    text, uint8: UTF-8, whole characters. ids, int32: as many as bytes, at most. Other arguments as in CompiledBPE.
+    text, uint8: UTF-8, whole characters. ids, int32: as many as bytes, at most.
     """
     words = np.zeros((_CACHE_SLOTS, 4), np.int64)  # begin and length in the text, begin and length in the ids
-    num_ids = 0
+    num_steps = splits.starts.size
+    # What each step has still to cut, and where its next match ends if that begins there.
+    begins, ends = np.zeros(num_steps + 1, np.int64), np.zeros(num_steps + 1, np.int64)
+    matches = np.zeros(num_steps + 1, np.int64)
+    num_ids, seen = 0, 0
     for k in range(bounds.size - 1):
-        start, end = bounds[k], bounds[k + 1]
-        while start < end:
-            stop = _piece_end(text, start, end, classes)
-            length = stop - start
+        begins[0], ends[0], matches[0] = bounds[k], bounds[k + 1], 0
+        step = 0
+        while step >= 0:
+            start, end = begins[step], ends[step]
+            if start == end:
+                step -= 1
+                continue
+            if step < num_steps:
+                kind = MATCHES
+                stop = matches[step]
+                matches[step] = 0
+                if stop == 0:
+                    begin, stop, looked = next_match(text, start, end, splits, step, limit - seen)
+                    seen += looked
+                    if seen > limit:
+                        return False
+                    if begin > start:
+                        kind = GAPS
+                        matches[step] = stop if stop > begin else 0
+                        stop = begin
+                begins[step] = stop
+                if splits.kept[step] & kind:
+                    step += 1
+                    begins[step], ends[step], matches[step] = start, stop, 0
+                continue
+            step -= 1
+            length = end - start
+            hashed = _hash(text, start, end) if length <= max(_MAX_CACHED_BYTES, pieces.longest) else 0
             slot = -1
             if length <= _MAX_CACHED_BYTES:
-                mixed = np.uint64(length)
-                for i in range(start, stop):
-                    mixed = (mixed ^ np.uint64(text[i])) * np.uint64(0x100000001B3)
-                slot = np.int64((mixed ^ (mixed >> np.uint64(29))) & np.uint64(_CACHE_SLOTS - 1))
-                found = words[slot, 1] == length
-                if found:
-                    offset = words[slot, 0] - start
-                    for i in range(start, stop):
-                        if text[i] != text[i + offset]:
-                            found = False
-                            break
-                if found:
+                slot = hashed & (_CACHE_SLOTS - 1)
+                if words[slot, 1] == length and _same(text, start, end, text, words[slot, 0]):
                     begin = words[slot, 2]
                     for i in range(words[slot, 3]):
                         ids[num_ids + i] = ids[begin + i]
                     num_ids += words[slot, 3]
-                    start = stop
                     continue
-            piece = ids[num_ids : num_ids + length]
-            for i in range(length):
-                piece[i] = byte_ids[text[start + i]]
-            if length <= _MAX_SCANNED_IDS:
-                length = _merge_few(piece, length, vocab_size, keys, ranks, merged_ids)
-            else:
-                length = _merge_many(piece, length, vocab_size, keys, ranks, merged_ids)
+            count = _encode_piece(text, start, end, byte_ids, hashed, pieces, merges, ids[num_ids : num_ids + length])
             if slot >= 0:
-                words[slot, 0], words[slot, 1] = start, stop - start
-                words[slot, 2], words[slot, 3] = num_ids, length
-            num_ids += length
-            start = stop
+                words[slot, 0], words[slot, 1], words[slot, 2], words[slot, 3] = start, length, num_ids, count
+            num_ids += count
         out_bounds[k + 1] = num_ids
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from nvg.errors import CheckpointError
-from nvg.tokenizers.added_tokens import AddedToken
+from nvg.files import read_json, shown
+from nvg.tokenizers.added_tokens import AddedToken, read_added_tokens
 from nvg.tokenizers.bpe_merge import MergeTable
-from nvg.tokenizers.byte_alphabet import CHAR_OF_BYTE, spell
-from nvg.tokenizers.splitting import (
-    Normalizer,
-    PreTokenizer,
-    UnsupportedError,
-    read_normalizer,
-    read_pre_tokenizer,
-)
+from nvg.tokenizers.byte_alphabet import CHAR_OF_BYTE, ByteIds, spell
+from nvg.tokenizers.components import UnsupportedError
+from nvg.tokenizers.normalizing import Normalizer, read_normalizer
+from nvg.tokenizers.post_processing import Affixes, read_post_processor
+from nvg.tokenizers.splitting import PreTokenizer, read_pre_tokenizer
+from nvg.tokenizers.text_files import read_object, read_text
 
 END_OF_TEXT = "<|endoftext|>"
 WAY_OUT = "nvg reads byte-level BPE; another kind needs a tokenizer plugin, such as nvg-hf-tokenizers (--tokenizer hf)"
@@ -33,12 +32,13 @@ class BPEDefinition:
     tokens: list[str]
     """Spelling (see byte_alphabet) of each id."""
     merges: MergeTable
-    byte_ids: list[int]
-    """The id of each of the 256 bytes."""
+    byte_ids: ByteIds
+    affixes: Affixes
+    """The ids before and after those of a whole text."""
     added_tokens: list[AddedToken]
     pre_tokenizer: PreTokenizer
     normalizer: Normalizer | None
-    normalizer_setting: Any
+    normalizer_setting: str
     """What the file says of the normalizer."""
     whole_pieces: dict[str, int] | None
     """Spelling -> id of the pieces that are one token whatever the merges say (`ignore_merges`)."""
@@ -52,29 +52,34 @@ def read_definition(directory: Path) -> BPEDefinition:
     ask for something that nvg's byte-level BPE doesn't do.
     """
     tokenizer_json, vocab_json, merges_txt = (directory / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if tokenizer_json.exists():
-        source, settings = tokenizer_json, _read_object(tokenizer_json)
+    if os.path.lexists(tokenizer_json):
+        source, settings = tokenizer_json, read_object(tokenizer_json)
         model = settings.get("model")
         if not isinstance(model, dict):
             raise CheckpointError(f"{source}: there is no 'model' in it")
         _refuse_unsupported(source, settings, model)
         try:
-            normalizer = read_normalizer(settings.get("normalizer"))
+            normalizer, normalizer_setting = (
+                read_normalizer(settings.get("normalizer")),
+                repr(settings.get("normalizer")),
+            )
             pre_tokenizer = read_pre_tokenizer(settings.get("pre_tokenizer"))
-        except UnsupportedError as error:
+            affixes = read_post_processor(settings.get("post_processor"))
+        except (UnsupportedError, RecursionError) as error:
             raise CheckpointError(f"{source}: {error} is not supported; {WAY_OUT}") from None
-        normalizer_setting = settings.get("normalizer")
         vocab = _checked_vocab(source, model.get("vocab"))
         merges = _merges_of_json(source, model.get("merges"), vocab)
-        added_tokens = _added_tokens(source, settings.get("added_tokens") or [])
+        byte_ids = _byte_ids(source, model, vocab)
+        added_tokens = read_added_tokens(source, settings.get("added_tokens") or [])
         ignore_merges = bool(model.get("ignore_merges", False))
-    elif vocab_json.exists() and merges_txt.exists():
+    elif os.path.lexists(vocab_json) and os.path.lexists(merges_txt):
         source = vocab_json
-        vocab = _checked_vocab(source, _read_object(source))
-        merges = _merge_table(merges_txt, [line for line in _read_text(merges_txt).split("\n") if line], vocab)
+        vocab = _checked_vocab(source, read_object(source))
+        merges = _merge_table(merges_txt, [line for line in read_text(merges_txt).split("\n") if line], vocab)
         _refuse_more_tokens(directory / "added_tokens.json", vocab)
         added_tokens = [AddedToken(END_OF_TEXT, vocab[END_OF_TEXT], True, False)] if END_OF_TEXT in vocab else []
-        ignore_merges, normalizer, normalizer_setting = False, None, None
+        affixes, byte_ids = ((), ()), ByteIds.of_vocab(vocab)
+        ignore_merges, normalizer, normalizer_setting = False, None, "None"
         pre_tokenizer = read_pre_tokenizer({"type": "ByteLevel", "add_prefix_space": False})
     else:
         raise CheckpointError(
@@ -82,11 +87,17 @@ def read_definition(directory: Path) -> BPEDefinition:
             "(copy them from the checkpoint, or name a tokenizer with --tokenizer)"
         )
     tokens = _tokens_by_id(source, vocab, added_tokens)
+    for token_id in chain(*affixes):
+        if token_id >= len(tokens):
+            raise CheckpointError(
+                f"{source}: the post_processor adds id {token_id}; ids go from 0 to {len(tokens) - 1}"
+            )
     specials = {token.content: token.token_id for token in added_tokens if token.special}
     return BPEDefinition(
         tokens=tokens,
         merges=merges,
-        byte_ids=[vocab[CHAR_OF_BYTE[byte]] for byte in range(256)],
+        byte_ids=byte_ids,
+        affixes=affixes,
         added_tokens=added_tokens,
         pre_tokenizer=pre_tokenizer,
         normalizer=normalizer,
@@ -96,32 +107,10 @@ def read_definition(directory: Path) -> BPEDefinition:
     )
 
 
-def _read_text(path: Path) -> str:
-    """The file's text, with line feeds at the ends of its lines."""
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: byte {error.start} is not UTF-8; copy the file again") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file."""
-    try:
-        value = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
-        raise CheckpointError(f"{path}: not JSON: {error}; copy the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}; it must be an object")
-    return value
-
-
 def _refuse_unsupported(source: Path, settings: dict[str, Any], model: dict[str, Any]) -> None:
-    """Raise for whatever would make the ids other than plain GPT-2 byte-level BPE gives.
+    """Raise for whatever would make the ids other than byte-level BPE gives.
 
-    `unk_token`, `fuse_unk` and `byte_fallback` are let be: every byte must have a token, so nothing is unknown.
-    `truncation` and `padding` are about batches of fixed length, not about a text's ids.
+    `truncation` and `padding` are let be: they are about batches of fixed length, not about a text's ids.
     """
 
     def refuse(what: str) -> CheckpointError:
@@ -132,42 +121,40 @@ def _refuse_unsupported(source: Path, settings: dict[str, Any], model: dict[str,
 
     # Files of the first years name no type; only BPE has merges.
     if model.get("type", "BPE") != "BPE":
-        raise refuse(f"model {model['type']!r}")
+        raise refuse(f"model {shown(model['type'])}")
     if type_of(settings.get("decoder")) not in (None, "ByteLevel"):
-        raise refuse(f"decoder {type_of(settings['decoder'])!r}")
-    if _adds_tokens(settings.get("post_processor")):
-        raise refuse(f"post_processor {type_of(settings['post_processor'])!r} that adds tokens to the text's own")
+        raise refuse(f"decoder {shown(type_of(settings['decoder']))}")
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
-            raise refuse(f"{option} {model[option]!r}")
-
-
-def _adds_tokens(post_processor: Any) -> bool:
-    """Whether a text's ids get others around them (a template of the text alone adds none)."""
-    match post_processor:
-        case None | {"type": "ByteLevel"}:
-            return False
-        case {"type": "TemplateProcessing", "single": [{"Sequence": _}]}:
-            return False
-        case {"type": "Sequence", "processors": [*processors]}:
-            return any(map(_adds_tokens, processors))
-    return True
+            raise refuse(f"{option} {shown(model[option])}")
 
 
 def _checked_vocab(source: Path, vocab: Any) -> dict[str, int]:
-    """Token -> id, with ids that are integers >= 0 and a token for each byte."""
+    """Token -> id, with ids that are integers >= 0."""
     if not isinstance(vocab, dict) or not vocab:
         raise CheckpointError(f"{source}: the vocabulary is not an object of tokens and their ids")
     if set(map(type, vocab.values())) != {int} or min(vocab.values()) < 0:
         token, wrong = next((t, i) for t, i in vocab.items() if type(i) is not int or i < 0)
-        raise CheckpointError(f"{source}: token {token!r} has id {wrong!r}; an id must be an integer >= 0")
-    missing = [byte for byte, char in CHAR_OF_BYTE.items() if char not in vocab]
-    if missing:
-        raise CheckpointError(
-            f"{source}: no token for byte {min(missing)} ({CHAR_OF_BYTE[min(missing)]!r}) and {len(missing) - 1} "
-            f"other bytes; {WAY_OUT}"
-        )
+        raise CheckpointError(f"{source}: token {shown(token)} has id {shown(wrong)}; an id must be an integer >= 0")
     return vocab
+
+
+def _byte_ids(source: Path, model: dict[str, Any], vocab: dict[str, int]) -> ByteIds:
+    """What bytes become that the vocabulary lacks: most trainers give a byte a token only where they were told to."""
+    missing = next((char for char in CHAR_OF_BYTE.values() if char not in vocab), None)
+    token = model.get("unk_token")
+    if missing is None or (token is None and not model.get("byte_fallback")):
+        return ByteIds.of_vocab(vocab)
+    if model.get("byte_fallback"):
+        raise CheckpointError(
+            f"{source}: byte_fallback is not supported where the vocabulary lacks a byte's {missing!r}; {WAY_OUT}"
+        )
+    if not isinstance(token, str) or token not in vocab:
+        raise CheckpointError(
+            f"{source}: the vocabulary lacks a byte's {missing!r}, and the unk_token for it, {shown(token)}; "
+            "take both from the same checkpoint"
+        )
+    return ByteIds.of_vocab(vocab, vocab[token], bool(model.get("fuse_unk", False)))
 
 
 def _merges_of_json(source: Path, merges: Any, vocab: dict[str, int]) -> MergeTable:
@@ -188,7 +175,9 @@ def _merge_table(source: Path, lines: list[str], vocab: dict[str, int]) -> Merge
     # GPT-2 has 50,000 merges, and each costs start-up time: check and look up in bulk, and search only on a fault.
     if list(map(str.count, lines, repeat(" "))).count(1) != len(lines):
         number, line = next((n, line) for n, line in enumerate(lines, 1) if line.count(" ") != 1)
-        raise CheckpointError(f"{source}: merge {number} is {line!r}; it must be two tokens with one space between")
+        raise CheckpointError(
+            f"{source}: merge {number} is {shown(line)}; it must be two tokens with one space between"
+        )
     parts = " ".join(lines).split(" ") if lines else []
     lefts, rights = parts[::2], parts[1::2]
     try:
@@ -203,39 +192,22 @@ def _merge_table(source: Path, lines: list[str], vocab: dict[str, int]) -> Merge
             if token not in vocab
         )
         raise CheckpointError(
-            f"{source}: merge {number}, {lines[number - 1]!r}, needs the token {token!r}, which the vocabulary lacks; "
-            "take both from the same checkpoint"
+            f"{source}: merge {number}, {shown(lines[number - 1])}, needs the token {shown(token)}, which the "
+            "vocabulary lacks; take both from the same checkpoint"
         ) from None
     return MergeTable(left_ids, right_ids, merged_ids, max(vocab.values()) + 1)
-
-
-def _added_tokens(source: Path, entries: Any) -> list[AddedToken]:
-    """The `added_tokens` of tokenizer.json."""
-    if not isinstance(entries, list):
-        raise CheckpointError(f"{source}: 'added_tokens' is not a list")
-    added_tokens = []
-    for entry in entries:
-        match entry:
-            case {"content": str(content), "id": int(token_id)} if content and token_id >= 0:
-                special = bool(entry.get("special", False))
-                normalized = bool(entry.get("normalized", not special))
-                flags = {option: bool(entry.get(option)) for option in ("single_word", "lstrip", "rstrip")}
-                added_tokens.append(AddedToken(content, token_id, special, normalized, **flags))
-            case _:
-                raise CheckpointError(f"{source}: added token {entry!r}; it must have a content and an id >= 0")
-    return added_tokens
 
 
 def _refuse_more_tokens(path: Path, vocab: dict[str, int]) -> None:
     """Raise if `added_tokens.json` adds to the vocabulary: it doesn't say how its tokens are found in text."""
     more = (
-        [token for token, token_id in _read_object(path).items() if vocab.get(token) != token_id]
-        if path.exists()
+        [token for token, token_id in read_object(path).items() if vocab.get(token) != token_id]
+        if os.path.lexists(path)
         else []
     )
     if more:
         raise CheckpointError(
-            f"{path}: adds {more[0]!r} to vocab.json; nvg reads added tokens from tokenizer.json only "
+            f"{path}: adds {shown(more[0])} to vocab.json; nvg reads added tokens from tokenizer.json only "
             "(transformers' save_pretrained writes one)"
         )
 
@@ -247,7 +219,8 @@ def _tokens_by_id(source: Path, vocab: dict[str, int], added_tokens: list[AddedT
         in_vocab = spelled.pop(token.content, token.token_id)
         if in_vocab != token.token_id:
             raise CheckpointError(
-                f"{source}: added token {token.content!r} has id {token.token_id}, but {in_vocab} in the vocabulary"
+                f"{source}: added token {shown(token.content)} has id {token.token_id}, but {in_vocab} in the "
+                "vocabulary"
             )
     ids = sorted([*spelled.values(), *(token.token_id for token in added_tokens)])
     if ids != list(range(len(ids))):
@@ -261,7 +234,7 @@ def _tokens_by_id(source: Path, vocab: dict[str, int], added_tokens: list[AddedT
     if not set("".join(spelled)) <= set(CHAR_OF_BYTE.values()):
         alphabet = set(CHAR_OF_BYTE.values())
         foreign = next(token for token in spelled if not set(token) <= alphabet)
-        raise CheckpointError(f"{source}: token {foreign!r} is not spelled in byte-level characters; {WAY_OUT}")
+        raise CheckpointError(f"{source}: token {shown(foreign)} is not spelled in byte-level characters; {WAY_OUT}")
     tokens = [""] * len(ids)
     for token_text, token_id in spelled.items():
         tokens[token_id] = token_text
@@ -269,7 +242,7 @@ def _tokens_by_id(source: Path, vocab: dict[str, int], added_tokens: list[AddedT
         try:
             tokens[token.token_id] = spell(token.content.encode())
         except UnicodeEncodeError as error:
-            raise CheckpointError(f"{source}: added token {token.content!r} is not Unicode") from error
+            raise CheckpointError(f"{source}: added token {shown(token.content)} is not Unicode") from error
     return tokens
 
 
@@ -280,12 +253,12 @@ def _eos_token_ids(directory: Path, vocab_size: int, specials: dict[str, int]) -
     """
     for name in ("generation_config.json", "config.json"):
         path = directory / name
-        value = _read_object(path).get("eos_token_id") if path.exists() else None
+        value = read_json(path).get("eos_token_id") if os.path.lexists(path) else None
         listed = value if isinstance(value, list) else [] if value is None else [value]
         for token_id in listed:
             if type(token_id) is not int or token_id < 0:
                 raise CheckpointError(
-                    f"{path}: eos_token_id is {value!r}; it must be an integer >= 0 or a list of them"
+                    f"{path}: eos_token_id is {shown(value)}; it must be an integer >= 0 or a list of them"
                 )
         known = tuple(dict.fromkeys(token_id for token_id in listed if token_id < vocab_size))
         if known:

@@ -7,12 +7,14 @@ a template comes with a checkpoint and is a program.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 from nvg.errors import CheckpointError, NvgError, ParameterError, cause
+from nvg.files import MAX_JSON_BYTES, open_file, read_json, read_up_to
 
 _FILE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
 
@@ -47,7 +49,7 @@ def apply_chat_template(
             return parser.parse_statements(["name:endgeneration"], drop_needle=True)
 
     def raise_exception(message: str) -> NoReturn:
-        raise ParameterError(f"the chat template refuses the messages: {message}")
+        raise ParameterError(f"the chat template refuses the messages: {_brief(message)}")
 
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
@@ -63,33 +65,28 @@ def apply_chat_template(
     except ParameterError:
         raise
     except jinja2.TemplateSyntaxError as error:
-        raise CheckpointError(f"{path}: the chat template has an error in line {error.lineno}: {error}") from None
+        raise CheckpointError(
+            f"{path}: the chat template has an error in line {error.lineno}: {_brief(error)}"
+        ) from None
     except Exception as error:  # whatever a template's program can do wrong
-        raise CheckpointError(f"{path}: the chat template fails: {cause(error)}") from error
+        raise CheckpointError(f"{path}: the chat template fails: {_brief(cause(error))}") from error
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / _CONFIG
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}; copy the file again") from error
-    return config if isinstance(config, dict) else {}
+    return read_json(path) if os.path.lexists(path) else {}
 
 
 def _template(directory: Path, config: Mapping[str, Any]) -> tuple[str, Path]:
     """The template's source, and the file that it is from."""
     path = directory / _FILE
     try:
-        return path.read_bytes().decode("utf-8"), path
+        with open_file(path) as file:
+            return read_up_to(file, MAX_JSON_BYTES).decode("utf-8"), path
     except FileNotFoundError:
         pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: can't be read: {cause(error)}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read: {_brief(cause(error))}") from error
     match config.get("chat_template"):
         case str(source):
             return source, directory / _CONFIG
@@ -106,6 +103,12 @@ def _template(directory: Path, config: Mapping[str, Any]) -> tuple[str, Path]:
 
 def _is_token(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("content"), str)
+
+
+def _brief(message: object) -> str:
+    """What a template's program says, which may be anything, as a part of one line."""
+    line = " ".join(str(message).split())
+    return line if len(line) <= 200 else line[:197] + "..."
 
 
 def _tojson(

@@ -5,7 +5,11 @@ from typing import Protocol
 
 
 class Tokenizer(Protocol):
-    """Text <-> token ids. Stateless and safe to share between threads."""
+    """Text <-> token ids. Stateless and safe to share between threads.
+
+    It may also have `affixes`, two tuples of ids, which a whole text, such as a prompt, gets before and after its own
+    (`nvg.tokenizers.prompt`); `encode` doesn't put them there.
+    """
 
     @property
     def vocab_size(self) -> int:

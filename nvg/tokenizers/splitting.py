@@ -1,32 +1,26 @@
-"""What a tokenizer.json does to text before the merges: its normalizer and its pre-tokenizer, as Hugging Face's
-`tokenizers` runs them (its crate's `normalizers` and `pre_tokenizers`)."""
+"""How a tokenizer.json cuts text before the merges: its pre-tokenizer, as Hugging Face's `tokenizers` runs it (its
+crate's `pre_tokenizers`)."""
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import regex
 
+from nvg.files import shown
+from nvg.tokenizers.components import UnsupportedError, parts_of
+from nvg.tokenizers.oniguruma import PATTERN_FLAGS, read_pattern, timeout_s
+
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """GPT-2's published pattern: text is cut into these pieces, and merges never cross from one to the next."""
 
-WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
-WHITE_SPACE += "\u2028\u2029\u202f\u205f\u3000"
-"""Unicode's White_Space; Python's `str.strip` and `str.isspace` know four more characters."""
-
+_PUNCTUATION = r"[!-/:-@\[-`{-~\u166d\p{P}]"  # with a sign that is no punctuation any more since Unicode 12
 _BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
-# What the two libraries' patterns write alike but mean otherwise, or what only one of them knows.
-_FOREIGN = r"(?<!\\)(?:\\\\)*(?:\\[hHRXKGkgAzZbByYO]|\[\[:|&&|--|\(\?[^:=!<>i])"
-_TIMEOUT_S = 10
-_FLAGS = regex.V0 | regex.MULTILINE  # ^ and $ are those of lines there
-
-
-class UnsupportedError(Exception):
-    """A part that nvg doesn't do; the message says which."""
+_MAX_LISTED_CHARS = 1 << 22
+"""A longer text's pieces are made one by one: slower, but a list of them would take many times the text's memory."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +36,17 @@ class Split:
 
     @cached_property
     def _compiled(self) -> Any:
-        return regex.compile(self.pattern, _FLAGS)
+        return regex.compile(self.pattern, PATTERN_FLAGS)
 
-    def cut(self, text: str) -> Iterator[str]:
+    def cut(self, text: str) -> Iterable[str]:
         """The pieces of `text`, in order; none is empty. Raises TimeoutError for a pattern that takes too long."""
+        if self.behavior == "Isolated" and not self._compiled.groups and len(text) <= _MAX_LISTED_CHARS:
+            pieces = self._compiled.findall(text, timeout=self._timeout_s(text))
+            if sum(map(len, pieces)) == len(text):  # nothing between the matches
+                return filter(None, pieces)
+        return self._cut(text)
+
+    def _cut(self, text: str) -> Iterator[str]:
         spans = self._spans(text)
         match self.behavior:
             case "Removed":
@@ -62,11 +63,14 @@ class Split:
                 joined = [(-end, -start) for start, end in reversed(ends)]
         return (text[start:end] for start, end in joined if start < end)
 
+    def _timeout_s(self, text: str) -> float | None:
+        """Looking at the clock triples the time of GPT-2's pattern, which is harmless."""
+        return None if self.pattern == GPT2_PATTERN else timeout_s(text)
+
     def _spans(self, text: str) -> Iterator[tuple[int, int, bool]]:
         """Begin, end and whether it counts as matched, for all of the text."""
         done = 0
-        # A pattern may take exponential time; the file that holds it may be anybody's.
-        for found in self._compiled.finditer(text, timeout=_TIMEOUT_S + len(text) / 10_000):
+        for found in self._compiled.finditer(text, timeout=self._timeout_s(text)):
             start, end = found.span()
             if done < start:
                 yield done, start, self.invert
@@ -83,11 +87,6 @@ class PreTokenizer:
     steps: tuple[Split | None, ...]
     """In order, each for all pieces of the former; None puts a space before pieces that don't begin with one."""
 
-    @property
-    def is_gpt2(self) -> bool:
-        """Whether this is GPT-2's pattern and nothing else, but for a space before the whole text."""
-        return self.steps in ((_GPT2_SPLIT,), (None, _GPT2_SPLIT))
-
     def pieces(self, text: str) -> Iterator[str]:
         """The pieces of `text`; none is empty."""
         pieces: Iterable[str] = (text,) if text else ()
@@ -100,88 +99,41 @@ class PreTokenizer:
 
 
 _GPT2_SPLIT = Split(GPT2_PATTERN)
-Normalizer = Callable[[str], str]
 
 
 def read_pre_tokenizer(setting: Any) -> PreTokenizer:
     """The pre-tokenizer of tokenizer.json. Raises UnsupportedError."""
-    parts = setting.get("pretokenizers") if _type_of(setting) == "Sequence" else [setting]
-    if not isinstance(parts, list) or not parts or _type_of(parts[-1]) != "ByteLevel":
-        raise UnsupportedError(f"pre_tokenizer {_type_of(setting)!r} that doesn't end with ByteLevel")
-    steps: list[Split | None] = []
-    for part in parts:
-        kind = _type_of(part)
-        if kind == "ByteLevel" and part is parts[-1]:
-            # What is left out is true, here as there.
-            steps += [None] * bool(part.get("add_prefix_space", True))
-            steps += [_GPT2_SPLIT] * bool(part.get("use_regex", True))
-        elif kind == "Split":
-            behavior = part.get("behavior")
-            if behavior not in _BEHAVIORS:
-                raise UnsupportedError(f"pre_tokenizer Split with behavior {behavior!r}")
-            steps.append(Split(_pattern(part.get("pattern")), behavior, bool(part.get("invert", False))))
-        elif kind == "Digits":
-            steps.append(Split(r"\p{N}", "Isolated" if part.get("individual_digits", False) else "Contiguous"))
-        else:
-            raise UnsupportedError(f"pre_tokenizer {kind!r} before the last")
+    *parts, last = parts_of(setting, "pre_tokenizer", "pretokenizers") or [{}]
+    if last.get("type") != "ByteLevel":
+        raise UnsupportedError(f"a pre_tokenizer that ends with {shown(last.get('type'))} and not with ByteLevel")
+    steps: list[Split | None] = [step for part in parts for step in _splits(part)]
+    # What is left out is true, here as there.
+    steps += [None] * bool(last.get("add_prefix_space", True))
+    steps += [_GPT2_SPLIT] * bool(last.get("use_regex", True))
     return PreTokenizer(tuple(steps))
 
 
-def read_normalizer(setting: Any) -> Normalizer | None:
-    """The normalizer of tokenizer.json, None for none. Raises UnsupportedError."""
-    if setting is None:
-        return None
-    kind = _type_of(setting)
+def _splits(part: Mapping[str, Any]) -> list[Split]:
+    """The steps of a pre-tokenizer that only cuts text. Raises UnsupportedError."""
+    kind, behavior = part.get("type"), part.get("behavior", "Isolated")
     match kind:
-        case "Sequence":
-            parts = [read_normalizer(part) for part in setting.get("normalizers") or []]
-            return lambda text: _apply(parts, text)
-        case "NFC" | "NFD" | "NFKC" | "NFKD":
-            return lambda text: unicodedata.normalize(kind, text)
-        case "Lowercase":  # character by character: str.lower knows of the sigma at a word's end
-            return lambda text: text.replace("Σ", "σ").lower()
-        case "StripAccents":
-            return lambda text: regex.sub(r"\p{M}+", "", text)
-        case "Strip":
-            left, right = (bool(setting.get(side)) for side in ("strip_left", "strip_right"))
-            return lambda text: _stripped(text, left=left, right=right)
-        case "Prepend" if isinstance(setting.get("prepend"), str):
-            return lambda text: setting["prepend"] + text if text else text
-        case "Replace" if isinstance(setting.get("content"), str):
-            pattern = regex.compile(_pattern(setting.get("pattern")), _FLAGS)
-            return lambda text: pattern.sub(lambda _: setting["content"], text)
-    raise UnsupportedError(f"normalizer {kind!r}")
-
-
-def _stripped(text: str, *, left: bool, right: bool) -> str:
-    text = text.lstrip(WHITE_SPACE) if left else text
-    return text.rstrip(WHITE_SPACE) if right else text
-
-
-def _apply(normalizers: Iterable[Normalizer | None], text: str) -> str:
-    for normalizer in normalizers:
-        text = normalizer(text) if normalizer else text
-    return text
-
-
-def _pattern(setting: Any) -> str:
-    """A `{"Regex": ...}` or `{"String": ...}` as a pattern of the library `regex`."""
-    match setting:
-        case {"String": str(text)} if text:
-            return str(regex.escape(text, special_only=True, literal_spaces=True))
-        case {"Regex": str(pattern)} if pattern:
-            if foreign := regex.search(_FOREIGN, pattern):
-                raise UnsupportedError(f"{foreign[0]!r} in the pattern {pattern!r}")
-            try:
-                regex.compile(pattern, _FLAGS)
-            except regex.error as error:
-                raise UnsupportedError(f"the pattern {pattern!r} ({error})") from None
-            return pattern
-    raise UnsupportedError(f"the pattern {setting!r}")
-
-
-def _type_of(setting: Any) -> Any:
-    return setting.get("type") if isinstance(setting, dict) else setting
+        case "Split" | "Punctuation" if behavior not in _BEHAVIORS:
+            raise UnsupportedError(f"pre_tokenizer {kind} with behavior {shown(behavior)}")
+        case "Split":
+            return [Split(read_pattern(part.get("pattern")), behavior, bool(part.get("invert", False)))]
+        case "Punctuation":
+            return [Split(_PUNCTUATION, behavior)]
+        case "Digits":
+            return [Split(r"\p{N}" if part.get("individual_digits", False) else r"\p{N}+")]
+        case "Whitespace":
+            return [Split(r"\w+|[^\w\s]+", "Removed", invert=True)]
+        case "WhitespaceSplit":
+            return [Split(r"\s", "Removed")]
+        case "BertPreTokenizer":
+            return [Split(r"\s", "Removed"), Split(_PUNCTUATION)]
+        case "CharDelimiterSplit":
+            return [Split(read_pattern({"String": part.get("delimiter")}), "Removed")]
+    raise UnsupportedError(f"pre_tokenizer {shown(kind)} before the last")
 
 
 def _cut_all(step: Split, pieces: Iterable[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer
 
 from nvg.errors import CheckpointError, ParameterError
 from nvg.tokenizers.checks import joined_surrogates, unknown_token_id
+from nvg.tokenizers.text_files import read_text
 
 # GPT-2's alphabet of bytes: those that print stand for themselves, the others follow from U+0100 on.
 _PRINTING = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -24,8 +26,9 @@ class HFTokenizer:
     """Any tokenizer.json (WordPiece, Unigram, SentencePiece's BPE, byte-level BPE) by Hugging Face's tokenizers. See
     `nvg.tokenizers.contract.Tokenizer`.
 
-    No token is added to the text's own. A token's bytes are what the decoder makes of it inside of a text, so that text
-    can be streamed: decoding a whole text leaves the space that some kinds put before its first word.
+    What a post-processor adds to a text is in `affixes`. A token's bytes are what the decoder makes of it inside of a
+    text, so that text can be streamed: decoding a whole text leaves the space that some kinds put before its first
+    word.
     """
 
     def __init__(self, text, eos_token_ids=(), source="tokenizer.json"):
@@ -54,6 +57,7 @@ class HFTokenizer:
         self._inside_commands = re.compile(
             "|".join(f"(?<={re.escape(text[0])})(?={re.escape(text[1:])})" for text in special if len(text) > 1) or "$^"
         )
+        self.affixes = self._added_around()
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self._bytes = {}
 
@@ -62,13 +66,11 @@ class HFTokenizer:
         """The tokenizer in the directory `path`. Raises CheckpointError for a file that is missing or damaged."""
         directory = Path(path)
         source = directory / "tokenizer.json"
-        try:
-            text = source.read_text("utf-8-sig")
-        except (OSError, ValueError) as error:
+        if not os.path.lexists(source):
             raise CheckpointError(
-                f"{source}: can't be read ({error}); transformers' AutoTokenizer writes it: "
-                "from_pretrained(...).save_pretrained(...)"
-            ) from error
+                f"{source}: not there; transformers' AutoTokenizer writes it: from_pretrained(...).save_pretrained(...)"
+            )
+        text = read_text(source)
         return cls(text, _eos_token_ids(directory), str(source))
 
     def encode(self, text, *, allow_special=False):
@@ -110,6 +112,14 @@ class HFTokenizer:
                 token = next(self._added[token_id] for token_id in ids if token_id in self._commands)
                 raise ParameterError(f"the text has the special token {token!r} in it; allow it, or take it out")
         return [token_id for ids in parts for token_id in ids]
+
+    def _added_around(self):
+        """The ids before and after those of a whole text."""
+        encoding = self._plain.encode("a")
+        marks = encoding.special_tokens_mask
+        first = marks.index(0) if 0 in marks else len(marks)
+        last = len(marks) - marks[::-1].index(0) if 0 in marks else len(marks)
+        return tuple(encoding.ids[:first]), tuple(encoding.ids[last:])
 
     def _encoder(self, allow_special):
         return self._commanding if allow_special else self._plain

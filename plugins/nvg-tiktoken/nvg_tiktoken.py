@@ -1,7 +1,6 @@
 """Byte-pair encoding by tiktoken: the tokenizer `tiktoken` of nvg."""
 
 import hashlib
-import json
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +10,9 @@ from tiktoken.load import load_tiktoken_bpe
 
 from nvg.errors import CheckpointError
 from nvg.tokenizers.checks import joined_surrogates, unknown_token_id
+from nvg.tokenizers.components import UnsupportedError
+from nvg.tokenizers.post_processing import read_post_processor
+from nvg.tokenizers.text_files import read_object, read_text
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -28,11 +30,12 @@ class TiktokenTokenizer:
     """Byte-pair encoding by tiktoken (Rust), from a *.tiktoken file, or the tokenizer.json or vocab.json of a GPT-2
     model. See `nvg.tokenizers.contract.Tokenizer`."""
 
-    def __init__(self, encoding, eos_token_ids):
+    def __init__(self, encoding, eos_token_ids, affixes=((), ())):
         self._encoding = encoding
         self.vocab_size = encoding.n_vocab
         self.special_tokens = MappingProxyType(dict(encoding._special_tokens))
         self.eos_token_ids = eos_token_ids
+        self.affixes = affixes
 
     @classmethod
     def from_dir(cls, path):
@@ -42,26 +45,29 @@ class TiktokenTokenizer:
         if len(found) > 1:
             raise CheckpointError(f"{directory}: {len(found)} files end in .tiktoken; leave one")
         if found:
-            settings = _json(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
+            settings = read_object(directory / SETTINGS) if (directory / SETTINGS).exists() else {}
             try:
                 ranks = load_tiktoken_bpe(str(found[0]))
             except Exception as error:
                 raise CheckpointError(f"{found[0]}: not a tiktoken file: {error}; copy it again") from error
+            affixes = (), ()
             source, pattern = found[0], settings.get("pat_str", GPT2_PATTERN)
             specials = settings.get("special_tokens", {})
         else:
-            source, ranks, specials = _gpt2_files(directory)
+            source, ranks, specials, affixes = _gpt2_files(directory)
             pattern = GPT2_PATTERN
         try:
             encoding = tiktoken.Encoding(source.name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
         except Exception as error:
             raise CheckpointError(f"{source}: tiktoken can't use it: {error}") from error
-        return cls(encoding, _eos_token_ids(directory, specials))
+        return cls(encoding, _eos_token_ids(directory, specials), affixes)
 
     @cached_property
     def fingerprint(self):
-        """SHA-256, in hex, of pattern, ranks and special tokens."""
-        parts = (self._encoding._pat_str, sorted(self._encoding._mergeable_ranks.items()), dict(self.special_tokens))
+        """SHA-256, in hex, of pattern, ranks, special tokens and affixes."""
+        encoding = self._encoding
+        ranks = sorted(encoding._mergeable_ranks.items())
+        parts = (encoding._pat_str, ranks, dict(self.special_tokens), self.affixes)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def encode(self, text, *, allow_special=False):
@@ -94,21 +100,26 @@ class TiktokenTokenizer:
 
 
 def _gpt2_files(directory):
-    """(file, ranks, special tokens) of a GPT-2 model. A token's id is its rank, if merges come in the order of ids."""
+    """(file, ranks, special tokens, affixes) of a GPT-2 model. Ids are ranks, if merges come in the order of ids."""
+    affixes = (), ()
     tokenizer_json, vocab_json, merges_txt = (directory / n for n in ("tokenizer.json", "vocab.json", "merges.txt"))
     if tokenizer_json.exists():
-        source, settings = tokenizer_json, _json(tokenizer_json)
+        source, settings = tokenizer_json, read_object(tokenizer_json)
         model = settings.get("model") or {}
         pre_tokenizer = settings.get("pre_tokenizer") or {}
         if model.get("type", "BPE") != "BPE" or pre_tokenizer.get("type") != "ByteLevel":
             raise CheckpointError(f"{source}: not GPT-2's byte-level BPE; the tokenizer hf reads other kinds")
         if settings.get("normalizer") or pre_tokenizer.get("add_prefix_space") or model.get("ignore_merges"):
             raise CheckpointError(f"{source}: changes the text before BPE; the tokenizer hf does that")
+        try:
+            affixes = read_post_processor(settings.get("post_processor"))
+        except UnsupportedError as error:
+            raise CheckpointError(f"{source}: {error} is not supported; the tokenizer hf reads more kinds") from None
         vocab, merges = model.get("vocab", {}), model.get("merges", [])
         specials = {token["content"]: token["id"] for token in settings.get("added_tokens", [])}
     elif vocab_json.exists() and merges_txt.exists():
-        source, vocab = vocab_json, _json(vocab_json)
-        lines = merges_txt.read_text("utf-8").splitlines()
+        source, vocab = vocab_json, read_object(vocab_json)
+        lines = read_text(merges_txt).split("\n")
         merges = [line for line in lines if line and not line.startswith("#version")]
         specials = {END_OF_TEXT: vocab[END_OF_TEXT]} if END_OF_TEXT in vocab else {}
     else:
@@ -130,24 +141,14 @@ def _gpt2_files(directory):
         }
     except KeyError as error:
         raise CheckpointError(f"{source}: {error} is no letter of GPT-2's alphabet of bytes") from None
-    return source, ranks, specials
-
-
-def _json(path):
-    try:
-        value = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}; copy the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}; it must be an object")
-    return value
+    return source, ranks, specials, affixes
 
 
 def _eos_token_ids(directory, specials):
     """From generation_config.json, else config.json, else the id of `<|endoftext|>`."""
     for name in ("generation_config.json", "config.json"):
         if (directory / name).exists():
-            ids = _json(directory / name).get("eos_token_id")
+            ids = read_object(directory / name).get("eos_token_id")
             if ids is not None:
                 return tuple(ids) if isinstance(ids, list) else (ids,)
     return (specials[END_OF_TEXT],) if END_OF_TEXT in specials else ()

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import nvg_hf_tokenizers_plugin
 import pytest
 from nvg_hf_tokenizers import HFTokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from nvg import LLM, SamplingParams, hub
 from nvg.errors import CheckpointError
@@ -14,6 +15,7 @@ from nvg.plugins import Registry, registry
 from nvg.testing import check_tokenizer
 from nvg.testing.tokenizers import TEXTS
 from nvg.tokenizers.bpe import ByteLevelBPE
+from nvg.tokenizers.prompt import encode_whole
 
 TALES = hub.resolve_model("tales")
 CORPUS = [
@@ -135,6 +137,18 @@ def test_truncation_padding_and_gaps():
     assert (mine.vocab_size, mine.token_bytes(999), mine.token_bytes(1000)) == (1001, b"", b" zzz")
 
 
+def test_what_is_added_to_a_prompt(made):
+    for single in ("$A", "[SEP] $A", "[SEP] $A [SEP] [SEP]"):
+        made.add_special_tokens(["[SEP]"])
+        made.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[("[SEP]", made.token_to_id("[SEP]"))]
+        )
+        mine = HFTokenizer(made.to_str())
+        for text in ("the king", "", "über the king"):
+            assert encode_whole(mine, text) == made.encode(text).ids
+            assert mine.encode(text) == made.encode(text, add_special_tokens=False).ids
+
+
 def test_a_model_with_another_kind_of_tokenizer(tmp_path):
     from checkpoints import write_checkpoint
 
@@ -157,8 +171,12 @@ def test_a_model_with_another_kind_of_tokenizer(tmp_path):
 
 
 def test_files_that_do_not_fit(tmp_path):
-    with pytest.raises(CheckpointError, match=r"tokenizer.json: can't be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: not there"):
         HFTokenizer.from_dir(tmp_path)
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is not a regular file"):
+        HFTokenizer.from_dir(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tokenizer.json: not a tokenizer.json: "):
         HFTokenizer.from_dir(tmp_path)

@@ -81,6 +81,19 @@ def test_files_that_do_not_fit(ranks_file, tmp_path_factory):
         TiktokenTokenizer.from_dir(empty)
 
 
+def test_what_a_post_processor_adds(tmp_path):
+    settings = json.loads((TALES / "tokenizer.json").read_text())
+    settings["post_processor"] = {"type": "BertProcessing", "sep": ["x", 7], "cls": ["y", 5]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    tokenizer = TiktokenTokenizer.from_dir(tmp_path)
+    assert tokenizer.affixes == ByteLevelBPE.from_dir(tmp_path).affixes == ((5,), (7,))
+    assert tokenizer.fingerprint != TiktokenTokenizer.from_dir(TALES).fingerprint
+    settings["post_processor"] = {"type": "x"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="post_processor 'x' as it is here is not supported"):
+        TiktokenTokenizer.from_dir(tmp_path)
+
+
 def test_it_registers_without_tiktoken():
     registry = Registry("")
     registry.register(nvg_tiktoken_plugin, "nvg-tiktoken")
