@@ -192,8 +192,10 @@ def test_fractions_follow_from_the_counts(monkeypatch, compiled_kernels, tiny_ch
     (repetition,) = found.repetitions
     assert repetition.prefill_tok_s == 2 * 10 / 0.25
     assert repetition.decode_tok_s == 2 * 4 / 0.5
-    matrices, vocab_size = 2 * 12 * 32 * 32, 277  # layers, each of 12 C^2
-    products = 10 * matrices + 2 * 32 * (10 * 11) + 32 * vocab_size
+    square, vocab_size = 32 * 32, 277
+    first_layer = 10 * 12 * square + 2 * 32 * (10 * 11 // 2)
+    last_layer = 10 * 2 * square + 10 * square + 2 * 32 * 10  # keys and values of all, and the rest of one
+    products = first_layer + last_layer + 32 * vocab_size
     assert repetition.of_peak_flops == pytest.approx(2 * 2 * products / 0.25 / 2e9)
     kv = (8 + 2.5) * found.kv_bytes_per_token
     step_bytes = found.weight_bytes - 4 * 64 * 32 + 2 * kv

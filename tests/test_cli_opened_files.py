@@ -75,7 +75,8 @@ def traced(place, *arguments) -> list[tuple[str, str]]:
 def check(calls, directory, reads):
     """Of `directory` only `reads` are opened, and nothing else but Python, nvg, its cache, and the system's."""
     python = {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, *filter(None, sys.path))}
-    own = [*python, str(Path(nvg.__file__).parent), str(cache_root())]
+    package = Path(nvg.__file__).parent
+    own = [*python, str(package), str(cache_root())]
     found = set()
     for line, path in calls:
         assert not line.startswith(("socket", "connect")), line
