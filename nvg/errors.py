@@ -77,7 +77,8 @@ def shown(value: object, most: int = 80) -> str:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= most else text[: most - 3] + "..."
+    end = text[-1:] if isinstance(value, str) else ""  # the quotation mark
+    return text if len(text) <= most else text[: most - 3 - len(end)] + "..." + end
 
 
 def fault(error: BaseException) -> str:

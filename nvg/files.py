@@ -62,8 +62,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, an endless integer, endless nesting
-        raise CheckpointError(f"{path} is not valid JSON: {shown(str(error))}") from None
+    except RecursionError:
+        raise CheckpointError(f"{path} is not valid JSON: it is nested too deeply; copy the file again") from None
+    except ValueError as error:  # bad JSON, bad UTF-8, an endless integer
+        raise CheckpointError(f"{path} is not valid JSON: {shown(str(error))}; copy the file again") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}; it must be an object")
     return data

@@ -59,7 +59,11 @@ def _is_model(path: Path, text: str) -> bool:
                 f"the model {_quoted(text)} is a file, not a directory: give the directory that holds config.json and "
                 "model.safetensors"
             )
-        return stat.S_ISREG((path / "config.json").stat().st_mode)
+        if not stat.S_ISREG((path / "config.json").stat().st_mode):
+            raise ModelNotFoundError(
+                f"{_quoted(str(path / 'config.json'))} is not a regular file: put the model's there"
+            )
+        return True
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
         return False
     except OSError as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvg.errors import CheckpointError, shown
-from nvg.files import weight_paths
+from nvg.files import open_file, weight_paths
 
 SHORT_NAMES = {
     "gpt2": "openai-community/gpt2",
@@ -133,9 +133,9 @@ def _snapshot(repo_directory: Path, revision: str) -> Path | None:
     commit = revision
     if not _COMMIT.fullmatch(revision):
         try:
-            with open(repo_directory / "refs" / revision, "rb") as file:
+            with open_file(repo_directory / "refs" / revision) as file:
                 commit = file.read(100).decode("ascii", "replace").strip()
-        except OSError:
+        except (OSError, CheckpointError):
             return None
     directory = repo_directory / "snapshots" / commit
     return directory if _COMMIT.fullmatch(commit) and directory.is_dir() and not directory.is_symlink() else None
@@ -145,9 +145,9 @@ def _is_of_type(config: Path, model_type: str) -> bool:
     import json
 
     try:
-        with open(config, "rb") as file:
+        with open_file(config) as file:
             return bool(json.loads(file.read(1 << 20)).get("model_type") == model_type)
-    except (OSError, ValueError, RecursionError, AttributeError):  # the last: not an object
+    except (OSError, CheckpointError, ValueError, RecursionError, AttributeError):  # the last: not an object
         return False
 
 

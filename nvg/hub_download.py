@@ -6,15 +6,18 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from nvg._version import __version__
 from nvg.errors import CheckpointError, ModelNotFoundError, NvgError, cause
 from nvg.files import SHARD_NAME, size_text
-from nvg.hub_cache import HubName, hub_cache
+from nvg.hub_cache import HubName, find, hub_cache
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -61,6 +64,8 @@ def pull(name: HubName, check: Callable[[Path], object], report: Callable[[str],
         report(f"{file}: {size_text(os.stat(path).st_size)}")
         return Path(path)
 
+    if find(name) is None and "HF_HUB_OFFLINE" not in os.environ:
+        _check_network(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     config = fetch("config.json", name.revision)
     if config is None:
         raise ModelNotFoundError(f"{name.repo} on the hub is no model: it has no config.json")
@@ -84,6 +89,21 @@ def pull(name: HubName, check: Callable[[Path], object], report: Callable[[str],
             if fetch(shard, commit) is None:
                 raise CheckpointError(f"{name.repo} has no {shard}, which {index.name} names")
     return directory
+
+
+def _check_network(endpoint: str) -> None:
+    """Raise NvgError where the hub's name can't be looked up: huggingface_hub tries for long, line by line. A proxy may
+    know names that this machine doesn't."""
+    url = urlsplit(endpoint)
+    if urllib.request.getproxies() or not url.hostname:
+        return
+    try:
+        socket.getaddrinfo(url.hostname, url.port or 443)
+    except OSError as error:
+        raise NvgError(
+            f"{url.hostname} can't be reached ({error.strerror}): check the network, or copy the model's directory "
+            "from another machine and name it with -m DIR"
+        ) from None
 
 
 def _fetch_blob(repo_directory: Path, name: HubName, file: str, url: str, who: dict[str, str]) -> None:

@@ -146,6 +146,8 @@ class LLM:
         sampler that raises, is that output's `finish_reason` "error" and `.error`. Ctrl-C ends what is unfinished, with
         `finish_reason` "aborted" and the tokens so far, and all outputs are returned; pressed again it raises.
         """
+        if not isinstance(progress, bool):
+            raise ParameterError(f"progress is {progress!r}; it must be True or False")
         ended: SimpleQueue[int] = SimpleQueue()
 
         def sink(number: int) -> Sink:

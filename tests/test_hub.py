@@ -1,5 +1,6 @@
 """A model's name -> its directory, or one line that says what was looked for."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +77,7 @@ def test_what_is_no_name():
     with pytest.raises(ParameterError, match=r"^model is ''; it must be a model's name or the path"):
         resolve_model("")
     message = refusal("x" * 5000)
-    assert message.endswith("x... can't be read: File name too long")
+    assert message.endswith("x...' can't be read: File name too long")
     assert len(message) < 400
 
 
@@ -104,6 +105,19 @@ def test_the_nearest_name(name):
 def test_a_directory_without_a_config(tmp_path):
     message = refusal(str(tmp_path))
     assert "is not a model: it has no config.json. A model is a Hugging Face GPT-2 directory" in message
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_is_never_waited_for(tmp_path, cache):
+    os.mkfifo(tmp_path / "config.json")
+    assert refusal(tmp_path).endswith("config.json' is not a regular file: put the model's there")
+    put(cache, "org/piped")
+    put(cache, "org/sound")
+    reference = cache / "models--org--piped" / "refs" / "main"
+    reference.unlink()
+    os.mkfifo(reference)
+    assert "`nvg models pull org/piped` downloads it" in refusal("org/piped")
+    assert [str(model.name) for model in cached_models()] == ["org/sound"]
 
 
 def test_a_file(tmp_path):

@@ -323,6 +323,17 @@ def test_no_network(hub, monkeypatch):
     assert "config.json of gpt2 could not be downloaded: " in done.stderr.splitlines()[-1]
 
 
+def test_a_hub_whose_name_nobody_knows_is_not_asked_again_and_again(hub, monkeypatch):
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    done = run_cli("models", "pull", "gpt2")
+    assert done.code == 1
+    assert done.error.startswith("hub.invalid can't be reached (")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_offline(hub):
     done = finish(start_cli("models", "pull", "gpt2", env={"HF_HUB_OFFLINE": "1"}))
     assert done.code == 1

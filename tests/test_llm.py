@@ -223,6 +223,11 @@ def from_components(**options):
     return LLM.from_components(EngineConfig(max_num_seqs=4), runner, LetterTokenizer(7))
 
 
+def test_progress_is_no_function(llm):
+    with pytest.raises(ParameterError, match="it must be True or False"):
+        llm.generate("a", progress=print)
+
+
 def test_components_of_ones_own():
     with from_components() as llm:
         outputs = llm.generate(["a", "c"], SamplingParams(temperature=0, max_tokens=4))

@@ -915,7 +915,7 @@ class TestDamagedFiles:
             ({"a": -1}, r"token 'a' has id -1"),
             ({"a": True}, r"token 'a' has id True"),
             ({"a": 1}, r"2 tokens have the id 1"),
-            ({"zzz": 10**12}, r"no token has the id 263; 264 tokens must have ids 0 to 263"),
+            ({"zzz": 10**12}, r"no token has the id 263, and one has 1000000000000; 264 tokens must have ids 0 to 263"),
             ({"x y": 263}, r"token 'x y' is not spelled in byte-level characters"),
             ({"▁the": 263}, r"token '▁the' is not spelled"),
             ({"\ud800": 263}, r"token '\\ud800' is not spelled"),

@@ -77,7 +77,22 @@ def test_a_model_without_one(tmp_path, template):
         ("{{ ''.format.__globals__.keys() }}", "chat template fails: SecurityError"),
         ("{{ messages.append(1) }}", "chat template fails: SecurityError"),
         ("{{ raise_exception.__globals__.keys() }}", "chat template fails: SecurityError"),
-        ("{% for i in range(10**9) %}{% endfor %}", "chat template fails: OverflowError"),
+        ("{% for i in range(10**9) %}{% endfor %}", "chat template is refused: it computes with a number beyond"),
+        ("{% for i in range(10**6) %}{% endfor %}", "chat template fails: OverflowError"),
+        ("{{ 'x' * 10000000000 }}", "is refused: it makes a text or list of more than 1000000 items"),
+        ("{{ [1] * 1000 * 1000 * 1000 }}", "is refused: it makes a text or list"),
+        ("{{ '%1000000000d' % 1 }}", "is refused: it formats with a number"),
+        ("{{ '%*d' % (1000000000, 1) }}", "is refused: it computes with a number"),
+        ("{{ '{:1000000000}'.format(1) }}", "is refused: it formats with a number"),
+        ("{{ '{:{}}'.format(1, 1000000000) }}", "is refused: it computes with a number"),
+        ("{{ 'x'.ljust(1000000000) }}", "is refused: it computes with a number"),
+        ("{{ 'x' | center(1000000000) }}", "is refused: it computes with a number"),
+        ("{% set s = 'x' * 1000000 %}{{ s.replace('x', s) }}", "is refused: it makes a text"),
+        ("{% set s = 'x' * 1000000 %}{{ s | replace('x', s) }}", "is refused: it makes a text"),
+        (
+            "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+            "MiB of memory",
+        ),
         ("{% include 'x' %}", "chat template fails: "),
         ("{{ 1 // 0 }}", "chat template fails: ZeroDivisionError"),
         ("{{ nothing['x' * 999999] }}", "chat template fails: UndefinedError"),
@@ -102,7 +117,7 @@ def test_damaged_files(tmp_path):
         apply_chat_template(tmp_path, MESSAGES)
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: can't be read"):
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja can't be read"):
         apply_chat_template(tmp_path, MESSAGES)
 
 

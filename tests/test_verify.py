@@ -243,6 +243,28 @@ def test_a_config_that_is_none_does_not_hide_the_tokenizer(model):
     (model / "tokenizer.json").write_text("")
     worst = states(verified(model, code=4))
     assert worst["config"][0] == worst["tokenizer"][0] == "bad"
+    assert worst["weights"] == ("warning", ["not read, because a config.json without faults says which there must be"])
+
+
+def test_a_chat_template_is_looked_at(model):
+    assert "chat" not in states(verified(model))
+    (model / "tokenizer_config.json").write_text('{"chat_template": "{{ messages[0].content }}"}')
+    assert states(verified(model))["chat"] == ("ok", ["a template of 25 characters (tokenizer_config.json)"])
+    (model / "tokenizer_config.json").write_text('{"a":')
+    assert "tokenizer_config.json is not valid JSON" in bad(model, "chat")[0]
+    (model / "tokenizer_config.json").unlink()
+    (model / "chat_template.jinja").mkdir()
+    assert bad(model, "chat")[0].endswith("chat_template.jinja can't be read: Is a directory")
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_an_end_that_the_vocabulary_lacks_is_told(model, file):
+    path = model / file
+    data = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**data, "eos_token_id": [3, 9999]}))
+    worst = states(verified(model))
+    assert worst["config"][0] == "warning"
+    assert "eos_token_id 9999 is beyond the vocabulary of 277: ignored" in worst["config"][1]
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 7, b"\0" * 8, b"\xff" * 100])

@@ -173,7 +173,7 @@ def _refuse_other_models(data: Mapping[str, Any]) -> None:
         )
     if data.get("quantization_config") is not None:
         method = data["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
+        method = method.get("quant_method", method) if isinstance(method, dict) else method
         raise CheckpointError(
             f"quantization_config is set ({shown(method)}); nvg reads float32, float16 and bfloat16 weights: "
             "take the model that was not quantised"

@@ -229,7 +229,8 @@ def _tokens_by_id(source: Path, vocab: dict[str, int], added_tokens: list[AddedT
             raise CheckpointError(f"{source}: {uses} tokens have the id {token_id}; each must have its own")
         hole = next(expected for expected, found in enumerate(ids) if expected != found)
         raise CheckpointError(
-            f"{source}: no token has the id {hole}; {len(ids)} tokens must have ids 0 to {len(ids) - 1}"
+            f"{source}: no token has the id {hole}, and one has {ids[-1]}; {len(ids)} tokens must have ids 0 to "
+            f"{len(ids) - 1}"
         )
     if not set("".join(spelled)) <= set(CHAR_OF_BYTE.values()):
         alphabet = set(CHAR_OF_BYTE.values())

@@ -1,7 +1,7 @@
 """Chat templates: messages -> the text that a model was trained to answer. Needs jinja2 (the extra `chat`).
 
 As transformers' `apply_chat_template` renders them ("Chat templates" in its documentation): in Jinja's sandbox, because
-a template comes with a checkpoint and is a program.
+a template comes with a checkpoint and is a program, and with limits (`chat_limits.py`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,18 @@ def apply_chat_template(
     NvgError without jinja2.
     """
     config = _read_config(directory)
-    source, path = _template(directory, config)
+    template = _template(directory, config)
+    if template is None:
+        raise CheckpointError(
+            f"{directory} has no chat template (neither {_FILE} nor a chat_template in {_CONFIG}): the model was not "
+            "trained to chat; give it a text to continue"
+        )
+    source, path = template
     try:
         import jinja2
-        from jinja2 import ext, sandbox
+        from jinja2 import ext
+
+        from nvg.tokenizers.chat_limits import LimitedEnvironment, LimitError, rendered
     except ImportError as error:
         raise NvgError(f"chat templates need jinja2: `pip install 'nvg[chat]'` installs it ({cause(error)})") from error
 
@@ -51,19 +59,19 @@ def apply_chat_template(
     def raise_exception(message: str) -> NoReturn:
         raise ParameterError(f"the chat template refuses the messages: {_brief(message)}")
 
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
-    )
+    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": _strftime_now}
     special = {name: value["content"] if isinstance(value, dict) else value for name, value in config.items()
                if name.endswith("_token") and (isinstance(value, str) or _is_token(value))}  # fmt: skip
     try:
-        template = environment.from_string(source)
+        program = environment.from_string(source)
         conversation = [dict(message) for message in messages]
-        return str(template.render(messages=conversation, add_generation_prompt=add_generation_prompt, **special))
+        return rendered(program.render, messages=conversation, add_generation_prompt=add_generation_prompt, **special)
     except ParameterError:
         raise
+    except LimitError as error:
+        raise CheckpointError(f"{path}: the chat template is refused: {error}") from None
     except jinja2.TemplateSyntaxError as error:
         raise CheckpointError(
             f"{path}: the chat template has an error in line {error.lineno}: {_brief(error)}"
@@ -77,16 +85,22 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return read_json(path) if os.path.lexists(path) else {}
 
 
-def _template(directory: Path, config: Mapping[str, Any]) -> tuple[str, Path]:
-    """The template's source, and the file that it is from."""
+def find_template(directory: Path) -> tuple[str, Path] | None:
+    """A checkpoint's chat template, and the file that it is from. Raises CheckpointError."""
+    return _template(directory, _read_config(directory))
+
+
+def _template(directory: Path, config: Mapping[str, Any]) -> tuple[str, Path] | None:
     path = directory / _FILE
     try:
         with open_file(path) as file:
             return read_up_to(file, MAX_JSON_BYTES).decode("utf-8"), path
     except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: can't be read: {_brief(cause(error))}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} can't be read: {_brief(error)}") from error
     match config.get("chat_template"):
         case str(source):
             return source, directory / _CONFIG
@@ -95,10 +109,7 @@ def _template(directory: Path, config: Mapping[str, Any]) -> tuple[str, Path]:
                 match entry:
                     case {"name": "default", "template": str(source)}:
                         return source, directory / _CONFIG
-    raise CheckpointError(
-        f"{directory} has no chat template (neither {_FILE} nor a chat_template in {_CONFIG}): the model was not "
-        "trained to chat; give it a text to continue"
-    )
+    return None
 
 
 def _is_token(value: Any) -> bool:

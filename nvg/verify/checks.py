@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nvg.errors import NvgError, ParameterError, cause, shown
-from nvg.files import size_text, weight_files
+from nvg.files import read_json, size_text, weight_files
 from nvg.hub import resolve_model
 from nvg.llm import LLM
 from nvg.model.checkpoint import DTYPES, Checkpoint
@@ -23,13 +23,14 @@ from nvg.model.generation import read_generation_defaults
 from nvg.params import EngineConfig
 from nvg.plugins import registry
 from nvg.runtime.kernel_store import Report
+from nvg.tokenizers.chat import find_template
 from nvg.tokenizers.contract import Tokenizer
 from nvg.verify import fingerprint
 from nvg.verify.fingerprint import Fingerprint
 
 OK, WARNING, BAD = "ok", "warning", "bad"
 _FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.jinja")
 _PIECE = 2**20  # values that are read at once
 _MOST_ENDS = 5  # are listed
 _SAMPLE = "Once upon a time, naïve façade:\n\t42 x 1.5 = 63 – “日本語” 🦊 e\u0301\u200d don't  \r\n\0"
@@ -76,7 +77,10 @@ def verify(config: EngineConfig, saved: Fingerprint | None, report: Report) -> V
     stored_as: tuple[str, ...] = ()
     if model is not None:
         stored_as = _check_weights(found, directory)
+    else:
+        found.add("weights", WARNING, "not read, because a config.json without faults says which there must be")
     _check_tokenizer(found, directory, config.tokenizer, model)
+    _check_chat(found, directory)
     if model is not None and found.is_sound:
         _check_logits(found, config, model, stored_as, saved, report)
     else:
@@ -96,6 +100,11 @@ def _check_config(found: Verification, directory: Path) -> ModelConfig | None:
         *(["attention scaled by the inverse of the layer"] if config.scale_attn_by_inverse_layer_idx else []),
         "tied head" if config.tie_word_embeddings else "head of its own",
     ]
+    lost = sorted({token_id for name in ("config.json", "generation_config.json")
+                   for token_id in _given_ends(directory / name)} - set(range(config.vocab_size)))  # fmt: skip
+    if lost:
+        told = ", ".join(map(shown, lost[:_MOST_ENDS]))
+        found.add("config", WARNING, f"eos_token_id {told} is beyond the vocabulary of {config.vocab_size}: ignored")
     found.add(
         "config", OK,
         f"{config.n_layer} layers, {config.n_head} heads of {config.head_size}, n_embd {config.n_embd}, n_inner "
@@ -103,6 +112,12 @@ def _check_config(found: Verification, directory: Path) -> ModelConfig | None:
         f"{config.vocab_size}, layer_norm_epsilon {config.layer_norm_epsilon:g}, {', '.join(flags)}",
     )  # fmt: skip
     return config
+
+
+def _given_ends(path: Path) -> list[int]:
+    """The end-of-text ids that a file names, which was read before."""
+    given = read_json(path).get("eos_token_id") if path.is_file() else None
+    return given if isinstance(given, list) else [] if given is None else [given]
 
 
 def _check_generation(found: Verification, directory: Path) -> None:
@@ -222,6 +237,17 @@ def _check_tokenizer(found: Verification, directory: Path, name: str | None, con
         more = ", ..." if len(ends) > _MOST_ENDS else ""
         end = f"; a text ends with {', '.join(some)}{more}" if ends else ""
         found.add("tokenizer", OK, f"{size} ids{rows}{end}")
+
+
+def _check_chat(found: Verification, directory: Path) -> None:
+    try:
+        template = find_template(directory)
+    except NvgError as error:
+        found.add("chat", BAD, str(error))
+        return
+    if template is not None:
+        source, path = template
+        found.add("chat", OK, f"a template of {len(source)} characters ({path.name})")
 
 
 def _faults_of_tokenizer(tokenizer: Tokenizer, config: ModelConfig | None) -> Iterator[tuple[str, str]]:
