@@ -158,13 +158,24 @@ class LLM:
         for request in requests:
             request.is_watched = False
 
-        def wait(bar: Progress) -> None:
+        def finish(number: int) -> None:
+            if left.pop(number, None) is not None:
+                bar.add(sum(len(sequence.output_token_ids) for sequence in requests[number].sequences))
+
+        def tick() -> None:
+            bar.tick()
+            for number in list(left):  # Ctrl-C may have come when a number was taken out and not yet counted
+                if all(sequence.finish_reason for sequence in requests[number].sequences):
+                    finish(number)
+                    ended.put(number)  # which ends the wait
+
+        def wait() -> None:
             while left:
-                number = _get(ended, bar.tick)
-                left[number] -= 1
-                if not left[number]:
-                    del left[number]
-                    bar.add(sum(len(sequence.output_token_ids) for sequence in requests[number].sequences))
+                number = _get(ended, tick)
+                if number in left:
+                    left[number] -= 1
+                    if not left[number]:
+                        finish(number)
 
         with Progress(len(requests), self.stats, enabled=progress) as bar:
             try:
@@ -173,10 +184,10 @@ class LLM:
                 self._thread.abort(requests)
                 raise
             try:
-                wait(bar)
+                wait()
             except KeyboardInterrupt:
                 self._thread.abort(requests)
-                wait(bar)
+                wait()
             except BaseException:
                 self._thread.abort(requests)
                 raise
