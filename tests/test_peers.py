@@ -63,7 +63,7 @@ def test_logits_and_greedy_tokens_of_random_checkpoints(case, torch, tmp_path):
         runner.close()
     # A layer norm over two numbers, or unscaled attention over large heads, can be so steep that float32 itself is off
     # by more than 1e-4: there the measure is how far transformers' own float32 is from its float64.
-    assert np.abs(logits - exact).max() < max(1e-4, 16 * np.abs(in_float32 - exact).max())
+    assert np.abs(logits - exact).max() < max(1e-4, 4 * np.abs(in_float32 - exact).max())
     with LLM(str(directory)) as llm:
         params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
         drawn = llm.generate(ids[:40], params)[0].token_ids
@@ -213,7 +213,7 @@ def test_guided_greedy_tokens_and_scores_of_random_checkpoints(case, torch, tmp_
         drawn = llm.generate(ids, params)[0]
     close = np.sort(scores)[:, -1] - np.sort(scores)[:, -2] < 1e-3 * max(scale, 1)
     certain = int(close.argmax()) if close.any() else 30  # what follows a near-tie may be another text
-    assert certain > 0
+    assert certain > 5
     assert drawn.token_ids[:certain] == expected[:certain]
     for told, row in zip(drawn.logprobs[:certain], scores, strict=False):
         for token_id, logprob in told.top.items():
