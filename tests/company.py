@@ -13,7 +13,6 @@ from nvg.engine.sequence import Request
 from nvg.errors import AbortedError, ParameterError
 from nvg.params import EngineConfig, SamplingParams
 from nvg.sampling.compose import resolve
-from nvg.sampling.steps import DONE
 
 MOST_STEPS = 20_000
 
@@ -193,7 +192,7 @@ class Bench:
             def aborted(*args):
                 execute(*args)
                 if drawing is not None and number % 2:  # in the first of several steps
-                    drawing._words[DONE] = 0
+                    drawing._context[0]["num_steps"] = 0
                 raise AbortedError("the step was aborted")
 
             setattr(runner, name, aborted)

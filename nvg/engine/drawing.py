@@ -1,5 +1,5 @@
-"""Steps whose tokens are drawn in compiled code, by the threads that have just computed the logits; and
-several steps in one go, where nobody could tell the difference.
+"""Steps whose tokens are drawn in compiled code, by the threads that have just computed the logits; and several steps
+in one go, where nobody could tell the difference.
 
 That is for sequences whose chains are compiled passes (`nvg.sampling.compiled`); the engine draws the others' tokens.
 Both draw the same.
@@ -22,36 +22,7 @@ from nvg.runtime.compile_cache import CompileStep
 from nvg.sampling import chain
 from nvg.sampling.compiled import Pass
 from nvg.sampling.random import signed
-from nvg.sampling.steps import (
-    BY_CHAIN,
-    DONE,
-    DRAW_STEPS,
-    DRAWING_NS,
-    DRAWN,
-    ENDING,
-    ENDING_OFFSETS,
-    HURRY,
-    IDS,
-    KEYS,
-    KINDS,
-    LD_LOGITS,
-    LOGITS,
-    MEETING,
-    MOST,
-    NUM_IDS,
-    NUM_PASSES,
-    NUM_ROWS,
-    NUM_WORDS,
-    OFFSETS,
-    POSITIONS,
-    ROOM,
-    ROOM_IDS,
-    SPENT,
-    STEP,
-    STEP_CONTEXT,
-    TOKEN_IDS,
-    VALUES,
-)  # fmt: skip
+from nvg.sampling.steps import BY_CHAIN, DRAW_CONTEXT, DRAW_STEPS
 
 MOST_STEPS = 16
 """In one go: the interpreter's share of a token's time is small then, and outputs come often enough to show."""
@@ -71,33 +42,33 @@ class Drawing:
         """num_ids: the tokenizer's ids, which alone can be drawn. max_rows: most rows of logits in a step."""
         self._runner = runner
         self._stats = stats
-        self._words = np.zeros(NUM_WORDS, np.int64)
+        self._context = np.zeros(1, DRAW_CONTEXT)
         self._drawn = np.zeros(MOST_STEPS * max_rows, np.int32)
         self._offsets = np.zeros((max_rows, 2), np.int32)
         self._keys = np.zeros((max_rows, 3), np.int64)
         self._ending_offsets = np.zeros(max_rows + 1, np.int32)
-        ids = np.arange(num_ids, dtype=np.int32)
-        room = np.empty((runner.num_threads, 2, num_ids), np.float32)
-        room_ids = np.empty((runner.num_threads, 2, num_ids), np.int32)
-        self._buffers = ids, room, room_ids
-        job = runner.step_job
-        given = {
-            STEP: job.address, STEP_CONTEXT: job.context, MEETING: job.meeting, LOGITS: job.logits,
-            LD_LOGITS: job.ld_logits, NUM_IDS: num_ids, DRAWN: self._drawn.ctypes.data,
-            OFFSETS: self._offsets.ctypes.data, KEYS: self._keys.ctypes.data,
-            ENDING_OFFSETS: self._ending_offsets.ctypes.data, IDS: ids.ctypes.data, ROOM: room.ctypes.data,
-            ROOM_IDS: room_ids.ctypes.data,
-        }  # fmt: skip
-        for word, value in given.items():
-            self._words[word] = value
+        self._buffers: dict[str, npt.NDArray[Any]] = {
+            "drawn": self._drawn,
+            "offsets": self._offsets,
+            "keys": self._keys,
+            "ending_offsets": self._ending_offsets,
+            "ids": np.arange(num_ids, dtype=np.int32),
+            "room": np.empty((runner.num_threads, 2, num_ids), np.float32),
+            "room_ids": np.empty((runner.num_threads, 2, num_ids), np.int32),
+        }
+        job, context = runner.step_job, self._context[0]
+        context["step"], context["step_context"], context["meeting"] = job.address, job.context, job.meeting
+        context["logits"], context["ld_logits"], context["num_ids"] = job.logits, job.ld_logits, num_ids
+        for name, buffer in self._buffers.items():
+            context[name] = buffer.ctypes.data
         self._rows: list[ChoiceSequence | None] = []
         self._passes: list[Pass] = []
-        self._tables: tuple[npt.NDArray[Any], ...] = ()
+        self._tables: dict[str, npt.NDArray[Any]] = {}
         self._spent = np.zeros((runner.num_threads, 0), np.int64)
 
     def hurry(self, hurry: bool) -> None:
         """Whether somebody waits for the end of the step that runs; from any thread."""
-        self._words[HURRY] = hurry
+        self._context[0]["hurry"] = hurry
 
     def rows_of(self, shares: Listed[Share]) -> list[ChoiceSequence | None]:
         """Whose tokens are drawn here, a sequence or None for each row of logits."""
@@ -116,21 +87,21 @@ class Drawing:
         Returns (logits (R, V) of the last step, token ids int32 (steps, R)); BY_CHAIN stands for a token that the chain
         must draw from the logits. Raises AbortedError if the runner was aborted in the first step.
         """
-        words = self._words
+        context = self._context[0]
         positions = [-1 if one is None else one.num_tokens - one.num_prompt_tokens for one in rows]
         # those that are written down go on with each draw, also with one that the engine never came to see
         if rows != self._rows or positions != self._keys[: len(rows), _POSITION].tolist():
             self._describe(rows, positions)
-        words[TOKEN_IDS], words[POSITIONS] = batch.token_ids.ctypes.data, batch.positions.ctypes.data
-        words[MOST], words[DONE], words[DRAWING_NS] = most_steps, 0, 0
+        context["token_ids"], context["positions"] = batch.token_ids.ctypes.data, batch.positions.ctypes.data
+        context["most_steps"], context["num_steps"], context["drawing_ns"] = most_steps, 0, 0
         logits, is_aborted = np.empty((0, 0), np.float32), False
         try:
-            logits = self._runner.execute_through(batch, DRAW_STEPS.address, self._words.ctypes.data)
+            logits = self._runner.execute_through(batch, DRAW_STEPS.address, self._context.ctypes.data)
         except AbortedError:
             is_aborted = True
         self._count()
-        done = int(words[DONE])
-        drawn = self._drawn[: done * len(rows)].reshape(done, len(rows))
+        num_steps = int(context["num_steps"])
+        drawn = self._drawn[: num_steps * len(rows)].reshape(num_steps, len(rows))
         if is_aborted:
             drawn = drawn[(drawn != BY_CHAIN).all(1)]  # for the others there are no logits
             if not len(drawn):
@@ -140,7 +111,7 @@ class Drawing:
     @property
     def drawing_s(self) -> float:
         """Seconds that drawing took in the last run."""
-        return float(self._words[DRAWING_NS]) * 1e-9
+        return float(self._context[0]["drawing_ns"]) * 1e-9
 
     def _describe(self, rows: list[ChoiceSequence | None], positions: list[int]) -> None:
         """Write down what is drawn for whom. Rows whose chains are the same share what says so."""
@@ -159,13 +130,17 @@ class Drawing:
                 self._keys[row] = signed(request.seed), sequence.index, positions[row]
                 ending += request.ending
             self._ending_offsets[row + 1] = len(ending)
-        kinds = np.array([one.kind for one in self._passes], np.int64)
-        values = np.array([one.value for one in self._passes], np.float64)
-        self._spent = np.zeros((self._runner.num_threads, len(kinds)), np.int64)
-        self._tables = kinds, values, np.array(ending, np.int32)
-        words = self._words
-        words[KINDS], words[VALUES], words[ENDING] = (table.ctypes.data for table in self._tables)
-        words[SPENT], words[NUM_PASSES], words[NUM_ROWS] = self._spent.ctypes.data, len(kinds), len(rows)
+        self._spent = np.zeros((self._runner.num_threads, len(self._passes)), np.int64)
+        self._tables = {
+            "kinds": np.array([one.kind for one in self._passes], np.int64),
+            "values": np.array([one.value for one in self._passes], np.float64),
+            "ending": np.array(ending, np.int32),
+            "spent": self._spent,
+        }
+        context = self._context[0]
+        for name, table in self._tables.items():
+            context[name] = table.ctypes.data
+        context["num_passes"], context["num_rows"] = len(self._passes), len(rows)
         self._rows = rows
 
     def _count(self) -> None:

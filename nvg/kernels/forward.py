@@ -8,7 +8,6 @@ from typing import Any
 import numba
 import numpy as np
 from numba import carray, types
-from numba.extending import intrinsic
 
 from nvg.kernels.attention import QUERY_ROWS, SUM_ROWS, attend
 from nvg.kernels.formats import GROUP, PANEL
@@ -16,7 +15,7 @@ from nvg.kernels.kv import own_tokens, store_kv
 from nvg.kernels.layers import activate, add_token_row, copy_row, layer_norm
 from nvg.kernels.matmul import ROW_BLOCK, matmul, own_panels, row_block_product
 from nvg.kernels.operands import store_operand
-from nvg.kernels.simd import float32_at, int32_at, int64_at
+from nvg.kernels.simd import address_of, float32_at, int32_at, int64_at
 from nvg.kernels.tiles import ADD_BIAS, FROM_C
 from nvg.runtime.compile_cache import CompileStep, Job, function_step, njit
 from nvg.runtime.team import MEETING_WORDS, barrier
@@ -49,15 +48,7 @@ _INTEGERS = (
     "token_ids", "positions", "query_offsets", "tile_offsets", "block_tables", "sequence_of", "ones", "logits_rows",
 )  # fmt: skip
 CONTEXT = np.dtype([(name, np.int64) for name in _INTEGERS] + [("epsilon", np.float64)], align=True)
-_CONTEXT_TYPE = numba.from_dtype(CONTEXT)
-
-
-@intrinsic
-def _context_at(typingctx, address):
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
-
-    return types.CPointer(_CONTEXT_TYPE)(types.int64), codegen
+_context_at = address_of(numba.from_dtype(CONTEXT))
 
 
 @njit(cached=True, nogil=False)

@@ -7,29 +7,20 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import carray, types
-from numba.extending import intrinsic
+from numba import carray
 
 from nvg.kernels.formats import GROUP, PANEL, panel_bytes
 from nvg.kernels.kv import round32
 from nvg.kernels.matmul import own_panels
 from nvg.kernels.operands import store_block
-from nvg.kernels.simd import float32_at
+from nvg.kernels.simd import address_of, float32_at
 from nvg.runtime.compile_cache import Job, njit
 
 _FIELDS = ("source", "num_rows", "num_columns", "first_row", "transposed", "k", "n", "packed", "blocks")
 PACK_CONTEXT = np.dtype([(name, np.int64) for name in _FIELDS], align=True)
-_CONTEXT_TYPE = numba.from_dtype(PACK_CONTEXT)
+_context_at = address_of(numba.from_dtype(PACK_CONTEXT))
 BLOCK_BYTES = 4 * GROUP * PANEL
 """What each thread needs at `blocks`."""
-
-
-@intrinsic
-def _context_at(typingctx, address):
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
-
-    return types.CPointer(_CONTEXT_TYPE)(types.int64), codegen
 
 
 @njit

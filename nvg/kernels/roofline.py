@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from nvg.kernels.emitter import F32, I32, I64
+from nvg.kernels.simd import address_of
 from nvg.runtime import cpu
 from nvg.runtime.compile_cache import CompileStep, Job
 from nvg.runtime.instructions import instruction
@@ -33,15 +34,7 @@ ROOFLINE_CONTEXT = np.dtype([(name, np.int64) for name in _FIELDS], align=True)
 """What a job needs. data: address of the bytes to read. num_lines: of 64 bytes, a multiple of STEP_LINES. rounds: how
 often CHAINS instructions are repeated. operands: address of 128 bytes of finite float32. sink: address of 128 bytes
 for each thread, which are overwritten. Addresses are multiples of 64."""
-_CONTEXT_TYPE = numba.from_dtype(ROOFLINE_CONTEXT)
-
-
-@intrinsic
-def _context_at(typingctx, address):
-    def codegen(context, builder, sig, args):
-        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
-
-    return types.CPointer(_CONTEXT_TYPE)(types.int64), codegen
+_context_at = address_of(numba.from_dtype(ROOFLINE_CONTEXT))
 
 
 def _vector_at(builder, address, offset, vector):

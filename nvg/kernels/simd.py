@@ -206,7 +206,9 @@ silu = _map(lambda emit, x: emit.mul(x, emit.sigmoid(x)))
 tanh = _map(_tanh)
 
 
-def _address_of(element):
+def address_of(element):
+    """Intrinsic: an address, int64, as a pointer to elements of that type, a scalar or a record."""
+
     @intrinsic
     def pointer(typingctx, address):
         def codegen(context, builder, sig, args):
@@ -217,14 +219,14 @@ def _address_of(element):
     return pointer
 
 
-float32_at = _address_of(types.float32)
-int8_at = _address_of(types.int8)
-uint8_at = _address_of(types.uint8)
-uint16_at = _address_of(types.uint16)
-int32_at = _address_of(types.int32)
-uint32_at = _address_of(types.uint32)
-int64_at = _address_of(types.int64)
-float64_at = _address_of(types.float64)
+float32_at = address_of(types.float32)
+int8_at = address_of(types.int8)
+uint8_at = address_of(types.uint8)
+uint16_at = address_of(types.uint16)
+int32_at = address_of(types.int32)
+uint32_at = address_of(types.uint32)
+int64_at = address_of(types.int64)
+float64_at = address_of(types.float64)
 
 
 @intrinsic

@@ -1,12 +1,15 @@
 """Steps of a model whose tokens are drawn by the threads that have just computed the logits: a job of their team."""
 
+# mypy: disallow-untyped-calls=False
+
 from __future__ import annotations
 
+import numba
 import numpy as np
 from numba import carray
 
-from nvg.kernels.simd import float32_at, float64_at, int32_at, int64_at
-from nvg.runtime.atomics import atomic_load, call_job, nanoseconds
+from nvg.kernels.simd import address_of, float32_at, float64_at, int32_at, int64_at
+from nvg.runtime.atomics import call_job, nanoseconds
 from nvg.runtime.compile_cache import Job
 from nvg.runtime.team import MEETING_WORDS, barrier
 from nvg.sampling.compiled import draw_row
@@ -14,39 +17,51 @@ from nvg.sampling.compiled import draw_row
 BY_CHAIN = -1
 """Instead of a token: a chain draws it, or says what is wrong with the logits."""
 
-# Words of the job's record.
-(
-    STEP, STEP_CONTEXT, MEETING, LOGITS, LD_LOGITS, NUM_IDS, NUM_ROWS, NUM_PASSES, MOST, DONE, ENDS, TOKEN_IDS,
-    POSITIONS, DRAWN, OFFSETS, KINDS, VALUES, KEYS, ENDING_OFFSETS, ENDING, IDS, ROOM, ROOM_IDS, SPENT, DRAWING_NS,
-    HURRY, NUM_WORDS,
-) = range(27)  # fmt: skip
+_FIELDS = (
+    # the model's step, which leaves rows of logits, and where its threads meet
+    "step", "step_context", "meeting", "logits", "ld_logits",
+    # how many: ids that can be drawn, rows of logits, passes of all chains, steps at most
+    "num_ids", "num_rows", "num_passes", "most_steps",
+    # what comes of it: steps made, whether that is all, nanoseconds that drawing took
+    "num_steps", "ends", "drawing_ns",
+    # set by whoever waits for the end of the step that runs
+    "hurry",
+    # addresses: int32
+    "token_ids", "positions", "drawn", "offsets", "ending_offsets", "ending", "ids", "room_ids",
+    # addresses: int64
+    "kinds", "keys", "spent",
+    # addresses: float64, float32
+    "values", "room",
+)  # fmt: skip
+DRAW_CONTEXT = np.dtype([(name, np.int64) for name in _FIELDS], align=True)
+_context_at = address_of(numba.from_dtype(DRAW_CONTEXT))
 
 
-def _draw_steps(record: int, thread: int, num_threads: int) -> None:
-    """Job: a model runner's step, the draw of its rows, and so on up to MOST times, until a sequence ends or somebody
-    hurries."""
-    words = carray(int64_at(record), NUM_WORDS)
-    meeting = carray(int64_at(words[MEETING]), MEETING_WORDS)
-    num_rows, num_ids, num_passes = words[NUM_ROWS], words[NUM_IDS], words[NUM_PASSES]
-    width = words[LD_LOGITS] // 4
-    logits = carray(float32_at(words[LOGITS]), num_rows * width)
-    token_ids = carray(int32_at(words[TOKEN_IDS]), num_rows)
-    positions = carray(int32_at(words[POSITIONS]), num_rows)
-    drawn = carray(int32_at(words[DRAWN]), words[MOST] * num_rows)
-    offsets = carray(int32_at(words[OFFSETS]), 2 * num_rows)
-    kinds, values = carray(int64_at(words[KINDS]), num_passes), carray(float64_at(words[VALUES]), num_passes)
-    keys = carray(int64_at(words[KEYS]), 3 * num_rows)
-    ending_offsets = carray(int32_at(words[ENDING_OFFSETS]), num_rows + 1)
-    ending = carray(int32_at(words[ENDING]), ending_offsets[num_rows])
-    ids = carray(int32_at(words[IDS]), num_ids)
+def _draw_steps(context: int, thread: int, num_threads: int) -> None:
+    """Job: a model runner's step, the draw of its rows, and so on as `context` (the address of a DRAW_CONTEXT record)
+    says, until a sequence ends or somebody hurries."""
+    c = carray(_context_at(context), 1)[0]
+    meeting = carray(int64_at(c.meeting), MEETING_WORDS)
+    num_rows, num_ids, num_passes = c.num_rows, c.num_ids, c.num_passes
+    width = c.ld_logits // 4
+    logits = carray(float32_at(c.logits), num_rows * width)
+    token_ids = carray(int32_at(c.token_ids), num_rows)
+    positions = carray(int32_at(c.positions), num_rows)
+    drawn = carray(int32_at(c.drawn), c.most_steps * num_rows)
+    offsets = carray(int32_at(c.offsets), 2 * num_rows)
+    kinds, values = carray(int64_at(c.kinds), num_passes), carray(float64_at(c.values), num_passes)
+    keys = carray(int64_at(c.keys), 3 * num_rows)
+    ending_offsets = carray(int32_at(c.ending_offsets), num_rows + 1)
+    ending = carray(int32_at(c.ending), ending_offsets[num_rows])
+    ids = carray(int32_at(c.ids), num_ids)
     # this thread's own
-    room = carray(float32_at(words[ROOM] + thread * 8 * num_ids), (2, num_ids))
-    room_ids = carray(int32_at(words[ROOM_IDS] + thread * 8 * num_ids), (2, num_ids))
-    spent = carray(int64_at(words[SPENT] + thread * 8 * num_passes), num_passes)
+    room = carray(float32_at(c.room + thread * 8 * num_ids), (2, num_ids))
+    room_ids = carray(int32_at(c.room_ids + thread * 8 * num_ids), (2, num_ids))
+    spent = carray(int64_at(c.spent + thread * 8 * num_passes), num_passes)
     first, end = num_rows * thread // num_threads, num_rows * (thread + 1) // num_threads
 
-    for step in range(words[MOST]):
-        call_job(words[STEP], words[STEP_CONTEXT], thread, num_threads)
+    for step in range(c.most_steps):
+        call_job(c.step, c.step_context, thread, num_threads)
         if barrier(meeting, num_threads):
             return
         since = nanoseconds()
@@ -65,18 +80,18 @@ def _draw_steps(record: int, thread: int, num_threads: int) -> None:
         if barrier(meeting, num_threads):
             return
         if thread == 0:
-            words[DRAWING_NS] += nanoseconds() - since
-            words[DONE] = step + 1
-            words[ENDS] = atomic_load(words, HURRY)
-            if step + 1 < words[MOST]:
+            c.drawing_ns += nanoseconds() - since
+            c.num_steps = step + 1
+            c.ends = c.hurry
+            if step + 1 < c.most_steps:
                 for row in range(num_rows):
                     token_id = np.int64(drawn[step * num_rows + row])
-                    words[ENDS] |= token_id == BY_CHAIN
+                    c.ends |= token_id == BY_CHAIN
                     for i in range(ending_offsets[row], ending_offsets[row + 1]):
-                        words[ENDS] |= token_id == ending[i]
+                        c.ends |= token_id == ending[i]
                     token_ids[row] = token_id
                     positions[row] += 1
-        if barrier(meeting, num_threads) or words[ENDS]:
+        if barrier(meeting, num_threads) or c.ends:
             return
 
 
