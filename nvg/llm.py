@@ -154,28 +154,27 @@ class LLM:
             return lambda piece: ended.put(number) if piece.finish_reason else None
 
         requests = self._requests(prompts, params, sink)
-        left = {number: request.params.n for number, request in enumerate(requests)}
+        left = set(range(len(requests)))
         for request in requests:
             request.is_watched = False
 
-        def finish(number: int) -> None:
-            if left.pop(number, None) is not None:
-                bar.add(sum(len(sequence.output_token_ids) for sequence in requests[number].sequences))
+        def look(number: int) -> None:
+            """Count a request if all of its choices have ended."""
+            sequences = requests[number].sequences
+            if number in left and all(sequence.finish_reason for sequence in sequences):
+                left.remove(number)
+                bar.add(sum(len(sequence.output_token_ids) for sequence in sequences))
 
         def tick() -> None:
             bar.tick()
-            for number in list(left):  # Ctrl-C may have come when a number was taken out and not yet counted
-                if all(sequence.finish_reason for sequence in requests[number].sequences):
-                    finish(number)
-                    ended.put(number)  # which ends the wait
+            for number in sorted(left):  # Ctrl-C may have come when a number was taken out and nobody looked
+                look(number)
+            if not left:
+                ended.put(0)  # which ends the wait
 
         def wait() -> None:
             while left:
-                number = _get(ended, tick)
-                if number in left:
-                    left[number] -= 1
-                    if not left[number]:
-                        finish(number)
+                look(_get(ended, tick))
 
         with Progress(len(requests), self.stats, enabled=progress) as bar:
             try:

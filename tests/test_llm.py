@@ -392,6 +392,23 @@ def test_ctrl_c_returns_what_is_finished():
         assert llm.generate("a", GREEDY)[0].text == "bcdefabcdefa"
 
 
+def test_ctrl_c_when_an_output_was_taken_and_not_counted(monkeypatch):
+    get, lost = nvg.llm._get, []
+
+    def losing(pieces, *tick):
+        item = get(pieces, *tick)
+        if not lost:
+            lost.append(item)
+            raise KeyboardInterrupt
+        return item
+
+    monkeypatch.setattr("nvg.llm._get", losing)
+    with from_components() as llm:
+        outputs = llm.generate(["a", "b"], GREEDY)
+    assert lost == [0]
+    assert outputs[0].finish_reason == "length"
+
+
 def test_ctrl_c_a_second_time_raises(monkeypatch):
     ticks = []
     monkeypatch.setattr(Progress, "tick", lambda bar: ticks.append(True))  # the caller is waiting
