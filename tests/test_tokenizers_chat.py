@@ -106,6 +106,13 @@ def test_a_damaged_or_hostile_template_ends_in_one_line(tmp_path, template, mess
     assert len(str(caught.value)) < len(str(tmp_path)) + 300
 
 
+def test_a_long_text_may_be_edited(tmp_path):
+    source = "{{ messages[0].content.replace('<|end of the thought|>', '') | replace('<|another special one|>', '-') }}"
+    content = "<|end of the thought|>" + "a" * 500_000 + "<|another special one|>"
+    messages = [{"role": "user", "content": content}]
+    assert apply_chat_template(write(tmp_path, source), messages) == "a" * 500_000 + "-"
+
+
 def test_messages_that_a_template_refuses(tmp_path):
     with pytest.raises(ParameterError, match="the chat template refuses the messages: no role robot"):
         apply_chat_template(write(tmp_path, CHATML), [{"role": "robot", "content": ""}])

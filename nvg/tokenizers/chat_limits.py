@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 from types import FrameType
 from typing import Any
 
@@ -16,8 +17,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MOST_S, MOST_BYTES = 10.0, 2**29
 _MOST = 10**6
 """The largest number that may say how long something gets, and the most characters that one operation may make."""
-_FEW = 16
-"""Times as long may any text get."""
 _LARGE_NUMBER = re.compile(r"\d{7}")
 _LOOK_EVERY_S = 1e-3
 _PADDING_FILTERS = ("batch", "center", "indent", "slice", "wordwrap")
@@ -103,10 +102,14 @@ def _limited(name: str, filter_function: Callable[..., Any]) -> Callable[..., An
 
 def _check_growth(name: str, text: Any = "", *arguments: Any, **named: Any) -> None:
     """Of a method or filter on a text; `join` may also be a filter on a list."""
-    others = [len(value) for value in (*arguments, *named.values()) if hasattr(value, "__len__")]
-    if name in ("replace", "join") and hasattr(text, "__len__"):
-        longest = max(others, default=0)
-        _check_size((len(text) + 1) * longest if longest > _FEW else 0)
+    values = [*arguments, *named.values()]
+    if name == "replace" and len(values) > 1:
+        old, new = (str(value) for value in values[:2])
+        _check_size(str(text).count(old) * len(new))
+    elif name == "join":
+        lists = [value for value in (text, *values) if isinstance(value, (list, tuple))]
+        separators = [value for value in (text, *values) if isinstance(value, str)]
+        _check_size(sum(len(str(item)) for item in chain(*lists)) + sum(map(len, lists)) * sum(map(len, separators)))
     elif name in ("format", "format_map"):
         _check_format(str(text), (*arguments, *named.values()))
 
