@@ -33,7 +33,8 @@ _ALMOST_ONE = 1 - 1e-9
 
 
 @njit
-def _in_order(sums: Float64) -> float:
+def in_order(sums: Float64) -> float:
+    """The sum of `LANES` sums, from the first to the last, float64."""
     total = 0.0
     for lane in range(LANES):
         total += sums[lane]
@@ -49,7 +50,7 @@ def mass_reaching(row: Logits, weights: Logits, bound: np.float32, sums: Float64
     for i in range(whole * LANES, row.size):
         if row[i] >= bound:
             sums[i - whole * LANES] += weights[i]
-    return _in_order(sums)
+    return in_order(sums)
 
 
 @njit
@@ -63,7 +64,7 @@ def weigh(row: Logits, top: np.float32, sums: Float64) -> tuple[Logits, float]:
         weights[i] = -_INF
     sums[:] = 0
     vector.weigh(weights, weights.size // LANES, top, sums)
-    return weights, _in_order(sums)
+    return weights, in_order(sums)
 
 
 @njit(cached=True, nogil=False)
@@ -99,9 +100,7 @@ def _bounds(
             previous = bounds[i]
         vector.masses_reaching(row, weights, whole, bounds, masses)
         for i in range(NUM_BOUNDS):
-            mass = 0.0
-            for lane in range(LANES):
-                mass += masses[i * LANES + lane]
+            mass = in_order(masses[i * LANES : (i + 1) * LANES])
             for j in range(whole * LANES, row.size):
                 if row[j] >= bounds[i]:
                     mass += weights[j]

@@ -240,6 +240,7 @@ def keep_from(row: Logits, threshold: np.float32, size: int) -> None:
 
 @njit
 def padded(size: int) -> int:
+    """The next multiple of `CHUNK`."""
     return (size + CHUNK - 1) // CHUNK * CHUNK
 
 

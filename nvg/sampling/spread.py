@@ -29,10 +29,7 @@ def _products(row: Logits, weights: Logits, origin: np.float32, sums: Float64) -
     for i in range(whole * LANES, row.size):
         if row[i] >= _LOWEST:
             sums[i - whole * LANES] += np.float64(weights[i]) * (np.float64(row[i]) - np.float64(origin))
-    total = 0.0
-    for lane in range(LANES):
-        total += sums[lane]
-    return total
+    return mass.in_order(sums)
 
 
 @njit

@@ -100,9 +100,8 @@ def _check_config(found: Verification, directory: Path) -> ModelConfig | None:
         *(["attention scaled by the inverse of the layer"] if config.scale_attn_by_inverse_layer_idx else []),
         "tied head" if config.tie_word_embeddings else "head of its own",
     ]
-    lost = sorted({token_id for name in ("config.json", "generation_config.json")
-                   for token_id in _given_ends(directory / name)} - set(range(config.vocab_size)))  # fmt: skip
-    if lost:
+    given = [*_given_ends(directory / "config.json"), *_given_ends(directory / "generation_config.json")]
+    if lost := sorted({token_id for token_id in given if token_id >= config.vocab_size}):
         told = ", ".join(map(shown, lost[:_MOST_ENDS]))
         found.add("config", WARNING, f"eos_token_id {told} is beyond the vocabulary of {config.vocab_size}: ignored")
     found.add(
