@@ -10,27 +10,22 @@ means none. This module imports neither numpy nor numba.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import hashlib
 import importlib
-import importlib.util
 import os
 import re
-import reprlib
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pluggy
 
 from nvg import builtins, hookspecs
 from nvg.errors import ParameterError, PluginError, UnknownNameError, cause
+from nvg.foreign import FOREIGN_FAULTS, foreign_code, location, run_file
 
 ENTRY_POINT_GROUP = "nvg"
 LOAD_VARIABLE = "NVG_LOAD_PLUGINS"
@@ -45,31 +40,7 @@ _KINDS = {
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_FILE_MODULE = "nvg_file_"
-_file_modules: dict[str, str] = {}
-"""Names of modules that `_run_file` has run -> their files."""
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>.*))?")
-
-# What running somebody's module may end in: a module that calls sys.exit() must not end the process.
-FOREIGN_FAULTS = (Exception, SystemExit)
-
-
-_running = threading.local()
-
-
-@contextlib.contextmanager
-def foreign_code() -> Iterator[None]:
-    """Somebody's module is run in this thread: what it prints is not the program's own output."""
-    _running.depth = getattr(_running, "depth", 0) + 1
-    try:
-        yield
-    finally:
-        _running.depth -= 1
-
-
-def in_foreign_code() -> bool:
-    """Whether this thread runs a plugin's module just now."""
-    return getattr(_running, "depth", 0) > 0
 
 
 def is_sampler(target: object) -> bool:
@@ -329,7 +300,7 @@ def file_sampler(reference: str) -> Entry:
     path = Path(match["path"]).expanduser()
     if not path.is_file():
         raise ParameterError(f"sampler {reference!r}: there is no file {str(path)!r}")
-    module = _run_file(path)
+    module = run_file(path)
     candidates = [
         name
         for name, value in vars(module).items()
@@ -353,59 +324,6 @@ def load_sampler(name: str) -> type:
     """The spec class of a registered name, or of "path/to/file.py:Name"."""
     target: type = sampler_entry(name).load()
     return target
-
-
-def location(target: Any) -> str:
-    """Where an object is: "package.module:Name", or "file.py:Name"; its repr where it does not say."""
-    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
-    if module is None or name is None:
-        return reprlib.repr(target)
-    return f"{_file_modules.get(module, module)}:{name}"
-
-
-def _run_file(path: Path) -> ModuleType:
-    """The file as a module; the same text at the same path is run once, so that its classes keep their identity."""
-    try:
-        source = path.read_bytes()
-        digest = hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:16]
-        unique = f"{_FILE_MODULE}{digest}_{path.stem}"
-        if unique not in sys.modules:
-            name = _import_name(path) or unique
-            module = ModuleType(name)
-            module.__file__ = str(path)
-            # Dataclasses look their annotations up there, and numba's cache on disk the functions' module.
-            sys.modules[name] = sys.modules[unique] = module
-            try:
-                with foreign_code():
-                    exec(compile(source, str(path), "exec"), vars(module))
-            except BaseException:
-                sys.modules.pop(name, None)
-                sys.modules.pop(unique, None)
-                raise
-            _file_modules[name] = str(path)
-        return sys.modules[unique]
-    except FOREIGN_FAULTS as error:
-        raise PluginError(f"sampler file {str(path)!r} failed: {cause(error)}") from error
-
-
-def _import_name(path: Path) -> str | None:
-    """The name that the file is imported by as a module or as a part of its package: what numba caches beside it names
-    that module, however it is run. None where the name is another module's, or none."""
-    path = path.resolve()
-    names, directory, top = [path.stem], path.parent, path
-    while (directory / "__init__.py").is_file() and directory.name.isidentifier():
-        names.insert(0, directory.name)
-        directory, top = directory.parent, directory / "__init__.py"
-    name = ".".join(names)
-    if not path.stem.isidentifier() or name in sys.modules or names[0] in sys.stdlib_module_names:
-        return None
-    try:
-        found = importlib.util.find_spec(names[0])
-    except (ImportError, ValueError):
-        return None
-    if found is not None and (found.origin is None or Path(found.origin).resolve() != top):
-        return None
-    return name
 
 
 def _recorder(kind: str, origin: str, entries: list[Entry]) -> hookspecs.Register:

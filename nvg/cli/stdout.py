@@ -12,15 +12,15 @@ from typing import Any
 
 class _CommandOutput:
     """In place of sys.stdout while a command runs. Plugins work in other threads than the command's own, or are loaded
-    by it inside of `nvg.plugins.foreign_code`."""
+    by it inside of `nvg.foreign.foreign_code`."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self._own_thread = get_ident()
 
     def _target(self) -> Any:
-        plugins = sys.modules.get("nvg.plugins")
-        is_foreign = get_ident() != self._own_thread or (plugins is not None and plugins.in_foreign_code())
+        foreign = sys.modules.get("nvg.foreign")
+        is_foreign = get_ident() != self._own_thread or (foreign is not None and foreign.in_foreign_code())
         return sys.stderr if is_foreign else self._stream
 
     def write(self, text: str) -> int:

@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from nvg.errors import ParameterError, PluginError, cause
-from nvg.plugins import is_sampler, location, unknown_name
+from nvg.foreign import location
+from nvg.plugins import is_sampler, unknown_name
 
 REQUIRED = dataclasses.MISSING
 """The default of an option that has none."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from nvg.errors import NvgError, fault
-from nvg.plugins import FOREIGN_FAULTS
+from nvg.foreign import FOREIGN_FAULTS
 
 _Subject = TypeVar("_Subject")
 Check = Callable[[_Subject], str]
