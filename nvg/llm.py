@@ -176,13 +176,10 @@ class LLM:
             while left:
                 look(_get(ended, tick))
 
+        self._thread.start()
         with Progress(len(requests), self.stats, enabled=progress) as bar:
             try:
                 self._thread.submit(requests)
-            except BaseException:
-                self._thread.abort(requests)
-                raise
-            try:
                 wait()
             except KeyboardInterrupt:
                 self._thread.abort(requests)

@@ -17,6 +17,7 @@ from fakes import LetterTokenizer, TableRunner, cycle
 
 import nvg
 from nvg import LLM, EngineConfig, SamplingParams
+from nvg.engine.thread import EngineThread
 from nvg.errors import CheckpointError, EngineError, ModelNotFoundError, ParameterError, UnknownNameError
 from nvg.progress import Progress
 
@@ -407,6 +408,21 @@ def test_ctrl_c_when_an_output_was_taken_and_not_counted(monkeypatch):
         outputs = llm.generate(["a", "b"], GREEDY)
     assert lost == [0]
     assert outputs[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("comes", ["before", "after"])
+def test_ctrl_c_while_the_requests_are_submitted(monkeypatch, comes):
+    submit = EngineThread.submit
+
+    def interrupted(thread, requests):
+        if comes == "after":
+            submit(thread, requests)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EngineThread, "submit", interrupted)
+    with from_components() as llm:
+        outputs = llm.generate(["a", "b"], ENDLESS)
+    assert [output.finish_reason for output in outputs] == ["aborted", "aborted"]
 
 
 def test_ctrl_c_a_second_time_raises(monkeypatch):

@@ -65,6 +65,10 @@ class EngineThread:
                 )
             self._is_claimed = True
 
+    def start(self) -> None:
+        """Have the thread run, as whatever is sent does: starting takes its time, in which Ctrl-C may come."""
+        self._send(lambda: None)
+
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests that passed `Engine.check`."""
 
@@ -157,10 +161,10 @@ class EngineThread:
                 )
             if self._fault is not None:
                 raise EngineError(f"the engine stopped earlier: {self._fault}")
-            self._put(command)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="nvg-engine", daemon=True)
                 self._thread.start()
+            self._put(command)
 
     def _run(self) -> None:
         gil = GilShare()
