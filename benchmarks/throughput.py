@@ -39,12 +39,14 @@ def _variants(precision: str) -> list[Variant]:
         return Variant(name, peer, precision, f"batching:{kind}Batching", options=options)
 
     other_kv = [variant("nvg-bf16-kv", "nvg-bf16-kv", "Nvg", kv="bfloat16")] if precision == "float32" else []
+    peer_kv = [variant("openvino-genai-f32-kv", "openvino-genai", "OpenVino", kv="f32")] if other_kv else []
     return [
         variant("nvg", "nvg", "Nvg"),
         *other_kv,  # what it has anyway at the other precisions
         variant("nvg-int8-kv", "nvg-int8-kv", "Nvg", kv="int8"),
         variant("llama.cpp", "llama.cpp", "LlamaCpp", type=_LLAMA_TYPES[precision]),
         variant("openvino-genai", "openvino-genai", "OpenVino"),
+        *peer_kv,
         variant("ctranslate2", "ctranslate2", "CTranslate2"),
     ]
 
