@@ -174,7 +174,8 @@ def test_a_panel_in_blocks_of_a_pool_gives_the_bits_of_a_whole_one(dtype, k):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("k", [64, 2])
-def test_rows_apart_give_the_bits_of_rows_alone(dtype, k):
+@pytest.mark.parametrize("prefetches", [False, True])
+def test_rows_apart_give_the_bits_of_rows_alone(dtype, k, prefetches):
     rng = np.random.default_rng(k)
     a = operands(dtype, rng.normal(size=(9, k)).astype(np.float32))
     panels = np.stack([packed(dtype, rng.normal(size=(k, 32)).astype(np.float32)) for _ in range(9)])
@@ -183,9 +184,9 @@ def test_rows_apart_give_the_bits_of_rows_alone(dtype, k):
         c = np.full((num_rows, 37), 0.5, np.float32)
         expected = c.copy()
         for mode in (0, FROM_C):
-            apart_product(dtype)(
+            apart_product(dtype, prefetches)(
                 a.ctypes.data, a.strides[0], num_rows, panels.ctypes.data, panels.strides[0], c.ctypes.data,
-                c.strides[0], steps, mode,
+                c.strides[0], steps, mode, panels.ctypes.data, num_rows * panels.strides[0],
             )  # fmt: skip
             for row in range(num_rows):
                 product(dtype, a[row : row + 1], panels[row], expected[row : row + 1], k, mode)
@@ -204,7 +205,7 @@ def test_a_tile_of_a_machine_that_is_not_here_compiles_to_its_vector_instruction
         tile_function(module, features, Tile(kind, 4, 8, prefetches=True))
     for kind in ("float32", "int8_rows", "bfloat16"):
         tile_function(module, features, Tile(kind, 4, 8, is_paged=True))
-        tile_function(module, features, Tile(kind, 2, 32, is_apart=True))
+        tile_function(module, features, Tile(kind, 2, 32, prefetches=kind == "int8_rows", is_apart=True))
     for function in module.functions:
         if not function.is_declaration:
             function.linkage = ""  # or it would be dropped
@@ -213,7 +214,7 @@ def test_a_tile_of_a_machine_that_is_not_here_compiles_to_its_vector_instruction
     bodies = dict(re.findall(r"^(nvg_tile_\w+):(.*?)^\.Lfunc_end", assembly, re.S | re.M))
     assert len(bodies) == 11
     for name, body in bodies.items():
-        assert ("prfm" in body) == name.endswith("_100")
+        assert ("prfm" in body) == (name[-3] == "1")
         assert not re.search(r"\bbl\t", body), f"{name} calls something"
         assert "fmla" in body
         assert ("sdot" in body) == ("_int8_4x" in name or "_int4_" in name)

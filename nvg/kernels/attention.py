@@ -44,6 +44,10 @@ SUM_ROWS = QUERY_ROWS + 2
 _FIXED_WORK = 24
 """Of a head with one query, in keys: what is to be done however few there are."""
 
+_FETCHED = ("int8",)
+"""Keys and values whose next block is fetched while one is at work: what a head has of a block is too short for the
+hardware to have begun by itself (half the time at 400 keys). Of twice or four times as many bytes it takes longer."""
+
 
 @cache
 def _score_keys(kv_dtype: str) -> Any:
@@ -133,7 +137,7 @@ def _attend_one(kv_dtype: str) -> Any:
     `row` is the token's row of queries, keys and values, all float32, or what `store_kv` left of it; `out` its row of
     the output. Goes from block to block, and in each from head to head: what lies beside each other is read in one go.
     """
-    multiply_heads = apart_product(KV_TILES[kv_dtype])
+    multiply_heads = apart_product(KV_TILES[kv_dtype], prefetches=kv_dtype in _FETCHED)
     store_one = store_entry(kv_dtype)
     layout = kv_layout(kv_dtype)
     softmax = simd.softmax_bfloat16 if kv_dtype == "bfloat16" else simd.softmax_float32
@@ -174,9 +178,14 @@ def _attend_one(kv_dtype: str) -> Any:
             block = pool + np.int64(tables[table + first_key // block_size]) * block_bytes
             count = min(block_size, num_keys - first_key)
             keys, to = block + to_keys, scores_at + first_key * 4
+            is_last = first_key + block_size >= num_keys
+            following = pool + np.int64(tables[table + (0 if is_last else first_key // block_size + 1)]) * block_bytes
+            following += to_values if is_last else to_keys
+            share = num_heads * key_bytes * PANEL // block_size
             for key in range(0, count, PANEL):
                 multiply_heads(
-                    queries, ldq, num_heads, keys + key * steps * pair * item, key_bytes, to + key * 4, lds, steps, 0
+                    queries, ldq, num_heads, keys + key * steps * pair * item, key_bytes, to + key * 4, lds, steps, 0,
+                    following + key // PANEL * share, share,
                 )  # fmt: skip
             if has_scales:
                 for i in range(num_heads):
@@ -192,6 +201,9 @@ def _attend_one(kv_dtype: str) -> Any:
             count = min(block_size, num_keys - first_key)
             mode = FROM_C if first_key > 0 else 0
             values, weights = block + to_values, scores_at + first_key // pair * 4
+            is_last = first_key + block_size >= num_keys
+            following = pool + np.int64(tables[table + (0 if is_last else first_key // block_size + 1)]) * block_bytes
+            share = 0 if is_last else num_heads * value_bytes // panels
             if has_scales:
                 for i in range(num_heads):
                     scales = values + i * value_bytes + round32(head_size) * block_size * item
@@ -200,6 +212,7 @@ def _attend_one(kv_dtype: str) -> Any:
                 multiply_heads(
                     weights, lds, num_heads, values + panel * block_size * PANEL * item, value_bytes,
                     sums_at + panel * PANEL * 4, ldv, (count + pair - 1) // pair, mode,
+                    following + to_values + panel * share, share,
                 )  # fmt: skip
         sums = carray(float32_at(sums_at), num_heads * ldv // 4)
         results = carray(float32_at(out + first_head * head_size * 4), num_heads * head_size)

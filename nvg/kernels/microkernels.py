@@ -73,26 +73,35 @@ def panel_product(kind: str, prefetches: bool = False) -> Any:
 
 
 @cache
-def apart_product(kind: str) -> Any:
-    """The compiled function (a, lda, num_rows, b, ldb, c, ldc, steps, mode): each row of C = its row of A times its own
-    panel, ldb bytes apart. Some rows at a time: their chains and their panels' lines come side by side."""
+def apart_product(kind: str, prefetches: bool = False) -> Any:
+    """The compiled function (a, lda, num_rows, b, ldb, c, ldc, steps, mode, prefetch, num_bytes): each row of C = its
+    row of A times its own panel, ldb bytes apart. Some rows at a time: their chains and their panels' lines come side
+    by side. If it prefetches, about num_bytes from `prefetch` on are fetched meanwhile."""
     most = max(1, cpu.features().vector_floats // 4)
-    high, middle, one = (make_tile(Tile(kind, rows, PANEL, is_apart=True)) for rows in (most, max(1, most // 2), 1))
     middle_rows = max(1, most // 2)
+    tiles = [make_tile(Tile(kind, rows, PANEL, prefetches, is_apart=True)) for rows in (most, middle_rows, 1)]
+    high, middle, one = tiles
 
-    def multiply_apart(a, lda, num_rows, b, ldb, c, ldc, steps, mode):
+    def multiply_apart(a, lda, num_rows, b, ldb, c, ldc, steps, mode, prefetch, num_bytes):
+        end = prefetch + num_bytes
         row = 0
-        while num_rows - row >= most:
-            high(a + row * lda, lda, b + row * ldb, ldb, c + row * ldc, ldc, steps, mode)
-            row += most
-        while num_rows - row >= middle_rows:
-            middle(a + row * lda, lda, b + row * ldb, ldb, c + row * ldc, ldc, steps, mode)
-            row += middle_rows
         while row < num_rows:
-            one(a + row * lda, lda, b + row * ldb, ldb, c + row * ldc, ldc, steps, mode)
-            row += 1
+            left = num_rows - row
+            rows = most if left >= most else middle_rows if left >= middle_rows else 1
+            lines = 0
+            if prefetches and prefetch < end:
+                lines = (num_bytes * rows + num_rows * steps * 32) // (num_rows * steps * 64)
+            a_at, b_at, c_at = a + row * lda, b + row * ldb, c + row * ldc
+            if rows == most:
+                high(a_at, lda, b_at, ldb, c_at, ldc, steps, mode, prefetch, lines)
+            elif rows == middle_rows:
+                middle(a_at, lda, b_at, ldb, c_at, ldc, steps, mode, prefetch, lines)
+            else:
+                one(a_at, lda, b_at, ldb, c_at, ldc, steps, mode, prefetch, lines)
+            prefetch += lines * steps * 64
+            row += rows
 
-    return njit(multiply_apart, name=f"multiply_apart_{kind}")
+    return njit(multiply_apart, name=f"multiply_apart_{kind}_{int(prefetches)}")
 
 
 @cache

@@ -36,7 +36,7 @@ from nvg.runtime.cpu import Features
 FROM_C, ADD_BIAS = 1, 2  # what C's chains begin with: bits of `mode`
 ARGUMENTS = ("a", "lda", "b", "column", "c", "ldc", "steps", "mode", "bias", "prefetch", "lines")
 PAGED_ARGUMENTS = ("a", "lda", "b", "column", "c", "ldc", "steps", "table", "block_bytes", "block_steps")
-APART_ARGUMENTS = ("a", "lda", "b", "ldb", "c", "ldc", "steps", "mode")
+APART_ARGUMENTS = ("a", "lda", "b", "ldb", "c", "ldc", "steps", "mode", "prefetch", "lines")
 STEP_BYTES = {"float32": 4 * PANEL, "bfloat16": 4 * PANEL, "int8_rows": PANEL, **GROUP_BYTES}
 """Of a panel, for one step."""
 
@@ -383,7 +383,7 @@ def make_tile(tile: Tile) -> Any:
         return _code_of(tile)
 
     @intrinsic
-    def call_apart(typingctx, a, lda, b, ldb, c, ldc, steps, mode):
+    def call_apart(typingctx, a, lda, b, ldb, c, ldc, steps, mode, prefetch, lines):
         return _code_of(tile)
 
     return call_paged if tile.is_paged else call_apart if tile.is_apart else call
