@@ -19,23 +19,25 @@ from nvg.model.runner import default_kv_dtype
 
 @dataclass
 class Machine:
-    """What the machine could do, measured after each repetition, and what nvg's work needs of it."""
+    """What the machine could do beside each of nvg's measurements, and what nvg's work needs of it."""
 
     bounds: Bounds
-    read_bytes_s: list[float] = field(default_factory=list)
-    operations_s: list[float] = field(default_factory=list)
+    read_bytes_s: dict[str, list[float]] = field(default_factory=dict)
+    """By task."""
+    operations_s: dict[str, list[float]] = field(default_factory=dict)
 
-    def measure(self, ceilings: Ceilings) -> None:
-        """Once more."""
-        self.read_bytes_s.append(ceilings.read_bytes_s())
-        self.operations_s.append(ceilings.operations_s(instruction_for(self.bounds.precision)))
+    def measure(self, ceilings: Ceilings, task: Task) -> None:
+        """Once more, right after the task: what neighbours leave of a machine changes within seconds."""
+        instruction = instruction_for(self.bounds.precision)
+        self.read_bytes_s.setdefault(task.name, []).append(ceilings.read_bytes_s())
+        self.operations_s.setdefault(task.name, []).append(ceilings.operations_s(instruction))
 
     def of_ceiling(self, task: Task, tok_s: list[float]) -> tuple[str, Spread]:
         """What bounds the task, reading or computing, and which fraction of that bound the rates are."""
         num_bytes, operations = self.bounds.of(task)
         limits = {
-            "reading": [read / num_bytes if num_bytes else math.inf for read in self.read_bytes_s],
-            "computing": [rate / operations for rate in self.operations_s],
+            "reading": [read / num_bytes if num_bytes else math.inf for read in self.read_bytes_s[task.name]],
+            "computing": [rate / operations for rate in self.operations_s[task.name]],
         }
         bound = min(limits, key=lambda name: statistics.median(limits[name]))
         return bound, Spread.of_ratios(tok_s, limits[bound])

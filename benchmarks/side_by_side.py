@@ -4,8 +4,8 @@
 
 Precision by precision, each engine does the same work in turn, in a process of its own; each repetition has other
 tokens and begins with another engine, so a ratio compares neighbours in time. Before anything is timed every engine's
-logits are compared with nvg's in float32. After each repetition comes what the machine itself can do: how fast the same
-threads read memory and repeat the fastest instruction; nvg's rates are shown as fractions of what that allows.
+logits are compared with nvg's in float32. Right after each of nvg's turns comes what the machine itself can do: how fast
+the same threads read memory and repeat the fastest instruction; nvg's rates are shown as fractions of what that allows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -160,12 +161,12 @@ def measure(
     """Take turns; who begins changes with the repetition, and the first one, which warms up, is not counted."""
     with ceilings(threads) as measured:
         for repetition in range(repetitions + 1):
-            take_turns(engines, tasks, vocab_size, repetition)
-            if repetition:
-                machine.measure(measured)
+            take_turns(engines, tasks, vocab_size, repetition, lambda task: machine.measure(measured, task))
 
 
-def take_turns(engines: list[Measured], tasks: list[Task], vocab_size: int, repetition: int) -> None:
+def take_turns(
+    engines: list[Measured], tasks: list[Task], vocab_size: int, repetition: int, after_nvg: Callable[[Task], None]
+) -> None:
     """A repetition."""
     begin = repetition % len(engines)
     for task in tasks:
@@ -179,6 +180,8 @@ def take_turns(engines: list[Measured], tasks: list[Task], vocab_size: int, repe
                 engine.wall_s += done.wall_s
                 engine.cpu_s += done.cpu_s
                 engine.waiting_cpu_s += done.waiting_cpu_s
+                if engine.variant.peer == "nvg":
+                    after_nvg(task)
 
 
 def run_precision(
@@ -250,7 +253,8 @@ def print_precision(machine: Machine, engines: list[Measured], tasks: list[Task]
         rows.append([f"  {name}", what, difference, f"{engine.cores:.2f}", f"{engine.waiting_cpu_s:.2f} s"])
     print_table(rows)
     if machine.read_bytes_s:
-        read, rate = (Spread.of([value / 1e9 for value in v]) for v in (machine.read_bytes_s, machine.operations_s))
+        rates = machine.read_bytes_s, machine.operations_s
+        read, rate = (Spread.of([value / 1e9 for each in by_task.values() for value in each]) for by_task in rates)
         print(f"\nthe machine reads {read.text(1)} GB/s and computes {rate.text(0)} GFLOP/s ({precision})")
     print()
 

@@ -47,7 +47,7 @@ def test_side_by_side_measures_nvg_and_names_missing_peers(run):
             assert min(measured["work"][work]["tok_s"]["nvg"]) > 0
             assert measured["work"][work]["nvg_of_ceiling"]["median"] > 0
         assert measured["work"]["prefill-40"]["nvg_of_ceiling"]["bound"] == "computing"
-        assert len(measured["machine"]["read_bytes_s"]) == 2
+        assert len(measured["machine"]["read_bytes_s"]["prefill-40"]) == 2
         peers = {name: engine for name, engine in measured["engines"].items() if name != "nvg"}
         assert len(peers) >= 3
         for name, engine in peers.items():
