@@ -4,8 +4,9 @@
 
 Precision by precision, each engine does the same work in turn, in a process of its own; each repetition has other
 tokens and begins with another engine, so a ratio compares neighbours in time. Before anything is timed every engine's
-logits are compared with nvg's in float32. Right after each of nvg's turns comes what the machine itself can do: how fast
-the same threads read memory and repeat the fastest instruction; nvg's rates are shown as fractions of what that allows.
+logits are compared with nvg's in float32. Right after each of nvg's turns comes what the machine itself can do: how
+fast the same threads read memory and repeat the fastest instruction; nvg's rates are shown as fractions of what that
+allows.
 """
 
 from __future__ import annotations

@@ -20,14 +20,13 @@ def _reduce(row, n, mean):
     )
 
 
-@njit
-def _softmax_float32(scores, visible, end, scale):
-    return simd.softmax_float32(scores, visible, end, scale)
-
-
-@njit
-def _softmax_bfloat16(scores, visible, end, scale):
-    return simd.softmax_bfloat16(scores, visible, end, scale)
+def _softmax(values, visible, end, scale, narrow=False, room=64):
+    """(weights of one row, their sum); the row has as many more elements, NaN, as `room` says."""
+    row = np.full(-(-end // 16) * 16 + room, np.nan, np.float32)
+    row[: len(values)] = values
+    simd.softmax_rows(narrow)(row.ctypes.data, row.nbytes, 1, visible, 0, end, np.float32(scale))
+    weights = (row.view(np.uint16).astype(np.uint32) << 16).view(np.float32) if narrow else row
+    return weights[: -(-end // 16) * 16], 1 / row[-1]
 
 
 def _row(values):
@@ -49,34 +48,58 @@ def test_reductions_are_exact_enough_and_ignore_what_lies_beyond(n):
 
 def test_exp_is_accurate_over_the_whole_range():
     x = np.concatenate([np.linspace(-87, 0, 100_000), -np.logspace(-30, 1, 1000), [0.0]]).astype(np.float32)
-    row = _row(x)
-    _softmax_float32(row.ctypes.data, len(x), len(x), np.float32(1))
+    weights, _ = _softmax(x, len(x), len(x), 1)
     expected = np.exp(x.astype(np.float64))
-    assert np.abs(row[: len(x)] / expected - 1).max() < 2.5e-7
+    assert np.abs(weights[: len(x)] / expected - 1).max() < 2.5e-7
 
 
 def test_exp_of_what_underflows_is_an_exact_zero_and_the_tail_is_zeroed():
     x = np.array([0, -50, -100, -1e30, -np.inf], np.float32)
-    row = _row(x)
-    _softmax_float32(row.ctypes.data, len(x), len(x), np.float32(1))
-    assert row[0] == 1
-    assert row[1] > 0
-    assert not row[2:].any()
+    weights, _ = _softmax(x, len(x), len(x), 1)
+    assert weights[0] == 1
+    assert weights[1] > 0
+    assert not weights[2:].any()
 
 
 @pytest.mark.parametrize("visible", [1, 15, 16, 17, 40])
 @pytest.mark.parametrize("narrow", [False, True])
 def test_a_softmax_shifts_scales_and_leaves_exact_zeros_behind_what_is_visible(visible, narrow):
     x = np.random.default_rng(visible).normal(0, 30, visible).astype(np.float32)
-    row = np.full(64, np.nan, np.float32)
-    row[:visible] = x
-    softmax = _softmax_bfloat16 if narrow else _softmax_float32
-    total = softmax(row.ctypes.data, visible, 47, np.float32(0.25))
-    weights = (row.view(np.uint16)[:48].astype(np.uint32) << 16).view(np.float32) if narrow else row[:48]
+    weights, total = _softmax(x, visible, 47, 0.25, narrow)
     expected = np.exp((x.astype(np.float64) - x.max()) * 0.25)
     assert total == pytest.approx(expected.sum(), rel=1e-6)
     assert weights[:visible] == pytest.approx(expected, rel=2**-8 if narrow else 1e-5)
     assert not weights[visible:].any()
+
+
+@pytest.mark.parametrize("visible", [1, 14, 16, 33])
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_rows_side_by_side_have_the_bits_of_a_row_alone(visible, more, narrow):
+    rng = np.random.default_rng(visible)
+    for num_rows in range(1, 2 * simd.SOFTMAX_ROWS + 2):
+        end = visible + (num_rows - 1) * more
+        rows = np.full((num_rows, 96), np.nan, np.float32)
+        rows[:, :end] = rng.normal(0, 30, (num_rows, end))
+        alone = rows.copy()
+        softmax = simd.softmax_rows(narrow)
+        softmax(rows.ctypes.data, rows.strides[0], num_rows, visible, more, end, np.float32(0.25))
+        for r, row in enumerate(alone):
+            softmax(row.ctypes.data, row.nbytes, 1, visible + r * more, 0, end, np.float32(0.25))
+        assert np.array_equal(rows.view(np.uint32), alone.view(np.uint32))
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 64, 70])
+def test_a_scaled_row_ends_where_it_ends(n):
+    row, out = np.arange(80, dtype=np.float32), np.full(80, 0.5, np.float32)
+    _scale(row.ctypes.data, np.float32(3), n, out.ctypes.data)
+    assert np.array_equal(out[:n], row[:n] * 3)
+    assert (out[n:] == 0.5).all()
+
+
+@njit
+def _scale(source, factor, n, out):
+    simd.scale_row(source, factor, n, out)
 
 
 def _gelu_erf(x):

@@ -84,7 +84,7 @@ def _attend_tile(kv_dtype: str) -> Any:
     score_keys = _score_keys(kv_dtype)
     weigh_values = paged_product(KV_TILES[kv_dtype])
     layout = kv_layout(kv_dtype)
-    softmax = simd.softmax_bfloat16 if kv_dtype == "bfloat16" else simd.softmax_float32
+    softmax = simd.softmax_rows(kv_dtype == "bfloat16")
     item, pair, has_scales = KV_ITEM_BYTES[kv_dtype], KV_PAIR[kv_dtype], KV_SCALE_BYTES[kv_dtype] > 0
 
     def attend_tile(
@@ -98,13 +98,11 @@ def _attend_tile(kv_dtype: str) -> Any:
             q, ldq, num_rows, num_keys, pool + to_keys, block_bytes, block_size, head_size, tables, table, scores_at,
             lds,
         )  # fmt: skip
-        scores = carray(float32_at(scores_at), num_rows * lds // 4)
-        for row in range(num_rows):
-            visible = position + row + 1
-            total = softmax(scores_at + row * lds, visible, num_keys, scale)
-            # the normaliser is kept where no value will be: the scores' rows are one panel wider than the keys
-            scores[(row + 1) * lds // 4 - 1] = np.float32(1) / total
-            if has_scales:
+        # the normalisers are kept where no value will be: the scores' rows are one panel wider than the keys
+        softmax(scores_at, lds, num_rows, position + 1, 1, num_keys, scale)
+        if has_scales:
+            for row in range(num_rows):
+                visible = position + row + 1
                 for first_key in range(0, visible, block_size):
                     block = np.int64(tables[table + first_key // block_size])
                     scales = pool + to_values + block * block_bytes + round32(head_size) * block_size * item
@@ -117,14 +115,9 @@ def _attend_tile(kv_dtype: str) -> Any:
                 sums_at + panel * PANEL * 4, ldv, (num_keys + pair - 1) // pair, tables.ctypes.data + 4 * table,
                 block_bytes, block_size // pair,
             )  # fmt: skip
-        sums = carray(float32_at(sums_at), num_rows * ldv // 4)
-        results = carray(float32_at(out), num_rows * ldo // 4)
         for row in range(num_rows):
-            normaliser = scores[(row + 1) * lds // 4 - 1]
-            head_out = results[row * ldo // 4 : row * ldo // 4 + head_size]
-            head_sums = sums[row * ldv // 4 : row * ldv // 4 + head_size]
-            for d in range(head_size):
-                head_out[d] = head_sums[d] * normaliser
+            normaliser = carray(float32_at(scores_at + (row + 1) * lds - 4), 1)[0]
+            simd.scale_row(sums_at + row * ldv, normaliser, head_size, out + row * ldo)
 
     return njit(attend_tile, name=f"attend_tile_{kv_dtype}")
 
@@ -140,7 +133,7 @@ def _attend_one(kv_dtype: str) -> Any:
     multiply_heads = apart_product(KV_TILES[kv_dtype], prefetches=kv_dtype in _FETCHED)
     store_one = store_entry(kv_dtype)
     layout = kv_layout(kv_dtype)
-    softmax = simd.softmax_bfloat16 if kv_dtype == "bfloat16" else simd.softmax_float32
+    softmax = simd.softmax_rows(kv_dtype == "bfloat16")
     narrow = store_operand("bfloat16")
     narrows = kv_dtype == "bfloat16"
     item, pair, has_scales = KV_ITEM_BYTES[kv_dtype], KV_PAIR[kv_dtype], KV_SCALE_BYTES[kv_dtype] > 0
@@ -191,11 +184,7 @@ def _attend_one(kv_dtype: str) -> Any:
                 for i in range(num_heads):
                     scales = keys + i * key_bytes + head_size * block_size * item
                     simd.multiply_rows(to + i * lds, scales, count)
-        scores = carray(float32_at(scores_at), num_heads * lds // 4)
-        for i in range(num_heads):
-            total = softmax(scores_at + i * lds, num_keys, num_keys, scale)
-            # the normaliser is kept where no value will be: the scores' rows are one panel wider than the keys
-            scores[(i + 1) * lds // 4 - 1] = np.float32(1) / total
+        softmax(scores_at, lds, num_heads, num_keys, 0, num_keys, scale)
         for first_key in range(0, num_keys, block_size):
             block = pool + np.int64(tables[table + first_key // block_size]) * block_bytes
             count = min(block_size, num_keys - first_key)
@@ -214,14 +203,9 @@ def _attend_one(kv_dtype: str) -> Any:
                     sums_at + panel * PANEL * 4, ldv, (count + pair - 1) // pair, mode,
                     following + to_values + panel * share, share,
                 )  # fmt: skip
-        sums = carray(float32_at(sums_at), num_heads * ldv // 4)
-        results = carray(float32_at(out + first_head * head_size * 4), num_heads * head_size)
         for i in range(num_heads):
-            normaliser = scores[(i + 1) * lds // 4 - 1]
-            head_out = results[i * head_size : (i + 1) * head_size]
-            head_sums = sums[i * ldv // 4 : i * ldv // 4 + head_size]
-            for d in range(head_size):
-                head_out[d] = head_sums[d] * normaliser
+            normaliser = carray(float32_at(scores_at + (i + 1) * lds - 4), 1)[0]
+            simd.scale_row(sums_at + i * ldv, normaliser, head_size, out + (first_head + i) * head_size * 4)
 
     return njit(attend_one, name=f"attend_one_{kv_dtype}")
 

@@ -169,12 +169,16 @@ def _put_float32_value(source, head_size, block_size, slot, out):
 @njit
 def _put_bfloat16_key(source, head_size, block_size, slot, out):
     pairs = (head_size + 1) // 2
-    halves = carray(uint16_at(source), head_size)
     column = carray(uint32_at(out + (slot // PANEL * pairs * PANEL + slot % PANEL) * 4), pairs * PANEL)
+    if head_size % 2 == 0:  # so a pair is a word, and begins like one
+        words = carray(uint32_at(source), pairs)
+        for i in range(pairs):
+            column[i * PANEL] = words[i]
+        return
+    halves = carray(uint16_at(source), head_size)
     for i in range(head_size // 2):
         column[i * PANEL] = np.uint32(halves[2 * i]) | np.uint32(halves[2 * i + 1]) << np.uint32(16)
-    if head_size % 2 == 1:
-        column[(pairs - 1) * PANEL] = np.uint32(halves[head_size - 1])
+    column[(pairs - 1) * PANEL] = np.uint32(halves[head_size - 1])
 
 
 @njit

@@ -8,12 +8,14 @@ of 16 floats; what is read there beyond n is masked out.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from nvg.kernels.emitter import F32, I64, LANES, Emitter
+from nvg.runtime.compile_cache import njit
 
 
 def array_data(context, builder, array_type, array, offset):
@@ -27,6 +29,12 @@ def _chunks(builder, n):
     return cgutils.for_range_slice(builder, ir.Constant(I64, 0), n, ir.Constant(I64, LANES), intp=I64, inc=True)
 
 
+def _whole_and_all(builder, whole, n):
+    """How many chunks of 16 there are in `whole`, and how many in n, the last one as far as it goes."""
+    four = ir.Constant(I64, 4)
+    return builder.ashr(whole, four), builder.ashr(builder.add(n, ir.Constant(I64, LANES - 1)), four)
+
+
 def _reduction(start, step, finish):
     """Intrinsic (row, offset, n, scalar) -> float32: `step(emitter, accumulator, values, scalar)` over chunks of 16."""
 
@@ -35,14 +43,19 @@ def _reduction(start, step, finish):
         def codegen(context, builder, sig, args):
             emit = Emitter(builder)
             data = array_data(context, builder, sig.args[0], args[0], args[1])
-            accumulator = cgutils.alloca_once_value(builder, emit.constant(start))
-            scalar = emit.splat(args[3])
-            with _chunks(builder, args[2]) as (index, _):
-                values = emit.load(emit.offset(data, index))
-                old = builder.load(accumulator)
-                new = step(emit, old, values, scalar)
-                builder.store(builder.select(emit.lanes_below(index, args[2]), new, old), accumulator)
-            return finish(emit, builder.load(accumulator))
+            n, scalar = args[2], emit.splat(args[3])
+            whole, chunks = _whole_and_all(builder, n, n)
+
+            def whole_chunk(index, values):
+                return [step(emit, values[0], emit.load(emit.offset(data, emit.times(index, LANES))), scalar)]
+
+            def last_chunk(index, values):
+                index = emit.times(builder.add(whole, index), LANES)
+                new = step(emit, values[0], emit.load(emit.offset(data, index)), scalar)
+                return [builder.select(emit.lanes_below(index, n), new, values[0])]
+
+            total = emit.loop(whole, [emit.constant(start)], whole_chunk)
+            return finish(emit, emit.loop(builder.sub(chunks, whole), total, last_chunk)[0])
 
         return types.float32(row, types.int64, types.int64, types.float32), codegen
 
@@ -78,62 +91,118 @@ def _map(function):
     return apply
 
 
-def _softmax(is_narrow):
-    """Intrinsic (scores, visible, end, scale) -> float32: the first `visible` > 0 of the float32 at address `scores`
-    become e^((score - largest) * scale), those from there up to `end`, rounded up to a multiple of 16, exact zeros; if
-    `is_narrow`, as bfloat16 from the same address on. The result is their sum, before they were narrowed. scale > 0."""
+SOFTMAX_ROWS = 4
+"""Rows that are done side by side, if there are as many: their loops end together."""
+
+
+def _softmax(is_narrow, num_rows):
+    """Intrinsic (scores, row_bytes, visible, more, end, scale): of num_rows rows at address `scores`, row_bytes apart,
+    the first visible + r * more > 0 float32 of row r become e^((score - largest) * scale), those from there up to
+    `end`, rounded up to a multiple of 16, exact zeros; if `is_narrow`, as bfloat16 from the same address on. The row's
+    last float32 becomes 1 / their sum, before they were narrowed. scale > 0, more >= 0, all other arguments int64."""
 
     @intrinsic
-    def softmax(typingctx, scores, visible, end, scale):
+    def softmax(typingctx, scores, row_bytes, visible, more, end, scale):
         def codegen(context, builder, sig, args):
             emit = Emitter(builder)
-            scores, visible, end, scale = args
-            whole = builder.ashr(visible, ir.Constant(I64, 4))
-            rest = builder.icmp_signed("<", builder.shl(whole, ir.Constant(I64, 4)), visible)
+            scores, row_bytes, visible, more, end, scale = args
+            rows = range(num_rows)
+            starts = [builder.add(scores, emit.times(row_bytes, r)) for r in rows]
+            counts = [builder.add(visible, emit.times(more, r)) for r in rows]
+            whole, chunks = _whole_and_all(builder, visible, end)
+            num_last = builder.sub(chunks, whole)
 
-            def at(index):
-                return emit.address(scores, emit.times(index, 4 * LANES))
+            def at(row, index):
+                return emit.address(starts[row], emit.times(index, 4 * LANES))
+
+            def masked(row, index, value, otherwise):
+                return builder.select(emit.lanes_below(emit.times(index, LANES), counts[row]), value, otherwise)
 
             def larger(index, values):
-                return [emit.max(emit.load(at(index)), values[0])]
+                return [emit.max(emit.load(at(r, index)), values[r]) for r in rows]
 
-            greatest = emit.loop(whole, [emit.constant(-math.inf)], larger)[0]
+            def larger_of_last(index, values):
+                index = builder.add(whole, index)
+                nothing = emit.constant(-math.inf)
+                return [emit.max(masked(r, index, emit.load(at(r, index)), nothing), values[r]) for r in rows]
 
-            def masked(index, value, otherwise):
-                return builder.select(emit.lanes_below(emit.times(index, LANES), visible), value, otherwise)
+            greatest = emit.loop(whole, [emit.constant(-math.inf)] * num_rows, larger)
+            greatest = emit.loop(num_last, greatest, larger_of_last)
+            greatest, scale = [emit.splat(emit.largest(values)) for values in greatest], emit.splat(scale)
 
-            def larger_of_rest(index, values):
-                last = builder.add(whole, index)
-                return [emit.max(masked(last, emit.load(at(last)), emit.constant(-math.inf)), values[0])]
-
-            greatest = emit.loop(builder.zext(rest, I64), [greatest], larger_of_rest)[0]
-            greatest, scale = emit.splat(emit.largest(greatest)), emit.splat(scale)
-
-            def power(index, mask):
-                value = emit.exp_below_0(emit.mul(emit.sub(emit.load(at(index)), greatest), scale))
-                if mask:
-                    value = masked(index, value, emit.constant(0))
+            def power(row, index, is_last):
+                value = emit.exp_below_0(emit.mul(emit.sub(emit.load(at(row, index)), greatest[row]), scale))
+                if is_last:
+                    value = masked(row, index, value, emit.constant(0))
                 if is_narrow:
-                    emit.store(emit.narrow_bfloat16(value), emit.address(scores, emit.times(index, 2 * LANES)))
+                    narrow = emit.narrow_bfloat16(value)
+                    emit.store(narrow, emit.address(starts[row], emit.times(index, 2 * LANES)))
                 else:
-                    emit.store(value, at(index))
+                    emit.store(value, at(row, index))
                 return value
 
-            total = emit.loop(whole, [emit.constant(0)], lambda i, values: [emit.add(values[0], power(i, False))])
-            chunks = builder.ashr(builder.add(end, ir.Constant(I64, LANES - 1)), ir.Constant(I64, 4))
-            total = emit.loop(
-                builder.sub(chunks, whole),
-                total,
-                lambda i, values: [emit.add(values[0], power(builder.add(whole, i), True))],
-            )
-            return emit.in_order_sum(total[0])
+            def add(index, values):
+                return [emit.add(values[r], power(r, index, False)) for r in rows]
 
-        return types.float32(types.int64, types.int64, types.int64, types.float32), codegen
+            def add_last(index, values):
+                return [emit.add(values[r], power(r, builder.add(whole, index), True)) for r in rows]
+
+            totals = emit.loop(num_last, emit.loop(whole, [emit.constant(0)] * num_rows, add), add_last)
+            last = builder.sub(row_bytes, ir.Constant(I64, 4))
+            for start, total in zip(starts, totals, strict=True):
+                place = builder.bitcast(emit.address(start, last), F32.as_pointer())
+                builder.store(builder.fdiv(ir.Constant(F32, 1), emit.in_order_sum(total)), place, align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5, types.float32), codegen
 
     return softmax
 
 
-softmax_float32, softmax_bfloat16 = _softmax(False), _softmax(True)
+@cache
+def softmax_rows(is_narrow):
+    """The compiled function (scores, row_bytes, num_rows, visible, more, end, scale) that does `_softmax` for any
+    number of rows."""
+    some, one = _softmax(is_narrow, SOFTMAX_ROWS), _softmax(is_narrow, 1)
+
+    def softmax(scores, row_bytes, num_rows, visible, more, end, scale):
+        row = 0
+        while num_rows - row >= SOFTMAX_ROWS:
+            some(scores + row * row_bytes, row_bytes, visible + row * more, more, end, scale)
+            row += SOFTMAX_ROWS
+        while row < num_rows:
+            one(scores + row * row_bytes, row_bytes, visible + row * more, more, end, scale)
+            row += 1
+
+    return njit(softmax, name=f"softmax_{int(is_narrow)}")
+
+
+@intrinsic
+def scale_row(typingctx, source, factor, n, out):
+    """out[i] = source[i] * factor for n float32 at two addresses; source is readable up to a multiple of 16."""
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder)
+        source, scalar, n, out = args
+        factor = emit.splat(scalar)
+        whole = builder.ashr(n, ir.Constant(I64, 4))
+
+        def chunk(index, values):
+            at = emit.times(index, 4 * LANES)
+            emit.store(emit.mul(emit.load(emit.address(source, at)), factor), emit.address(out, at))
+            return values
+
+        def rest(index, values):
+            at = emit.times(builder.add(emit.times(whole, LANES), index), 4)
+            place, to = (builder.bitcast(emit.address(base, at), F32.as_pointer()) for base in (source, out))
+            builder.store(builder.fmul(builder.load(place, typ=F32, align=4), scalar), to, align=4)
+            return values
+
+        emit.loop(whole, [], chunk)
+        emit.loop(builder.and_(n, ir.Constant(I64, LANES - 1)), [], rest)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64, types.int64), codegen
 
 
 @intrinsic
