@@ -114,7 +114,8 @@ def run_precision(precision: str, args: argparse.Namespace, setup: Setup, jobs: 
             process = EngineProcess(variant, replace(setup, precision=precision, options=variant.options))
             stack.callback(process.close)
             engines.append(Measured(process))
-            process.run(Requests([Job(jobs[0].prompt[:16], 4)], 0))  # warms up
+            # warms up, and memory that is written for the first time is slow on a virtual machine
+            process.run(Requests([Job(job.prompt[::-1], 8) for job in jobs[: args.slots]], 0))
         for repetition in range(args.repetitions):
             # each time the prompts end differently, so that no cache knows them
             changed = [replace(job, prompt=[*job.prompt[repetition:], *job.prompt[:repetition]]) for job in jobs]
@@ -124,25 +125,28 @@ def run_precision(precision: str, args: argparse.Namespace, setup: Setup, jobs: 
     return engines
 
 
-def ratios(engines: list[Measured]) -> dict[str, Spread]:
-    """nvg's tokens a second by each other's, repetition by repetition."""
-    nvg = next((engine.tok_s for engine in engines if engine.process.variant.name == "nvg"), [])
-    others = [engine for engine in engines if engine.process.variant.name != "nvg"]
+def ratios(engines: list[Measured]) -> dict[str, dict[str, Spread]]:
+    """Of each kind of nvg: its tokens a second by each peer's, repetition by repetition."""
+    ours = [engine for engine in engines if engine.process.variant.peer.startswith("nvg")]
+    peers = [engine for engine in engines if engine not in ours]
     return {
-        engine.process.variant.name: Spread.of_ratios(nvg, engine.tok_s)
-        for engine in others
-        if nvg and len(engine.tok_s) == len(nvg)
+        engine.process.variant.name: {
+            peer.process.variant.name: Spread.of_ratios(engine.tok_s, peer.tok_s)
+            for peer in peers
+            if engine.tok_s and len(engine.tok_s) == len(peer.tok_s)
+        }
+        for engine in ours
     }
 
 
 def print_precision(precision: str, engines: list[Measured]) -> None:
     compared = ratios(engines)
-    rows = [[precision, "output tok/s", "nvg is x", "what"]]
+    rows = [[precision, "output tok/s", *(f"{name} is x" for name in compared), "what"]]
     for engine in engines:
         name, process = engine.process.variant.name, engine.process
         tok_s = Spread.of(engine.tok_s).text(1) if engine.tok_s else "-"
-        ratio = compared[name].text(2) if name in compared else ""
-        rows.append([f"  {name}", tok_s, ratio, process.problem or process.description])
+        beside = [by_peer[name].text(2) if name in by_peer else "" for by_peer in compared.values()]
+        rows.append([f"  {name}", tok_s, *beside, process.problem or process.description])
     print_table(rows)
     print()
 
@@ -172,7 +176,10 @@ def run(args: argparse.Namespace, directory: Path, scratch: Path) -> int:
                 }
                 for engine in engines
             },
-            "nvg_is_x": {name: vars(spread) for name, spread in ratios(engines).items()},
+            "is_x": {
+                name: {peer: vars(spread) for peer, spread in by_peer.items()}
+                for name, by_peer in ratios(engines).items()
+            },
         }
     write_json(args.json, result)
     return 0

@@ -180,7 +180,7 @@ def test_throughput_measures_nvg_and_names_missing_peers(run):
         for name in ("llama.cpp", "openvino-genai", "ctranslate2"):
             assert engines[name]["problem"].startswith("missing: no "), engines[name]
             assert name in process.stdout
-        assert list(result["precisions"][precision]["nvg_is_x"]) == ["nvg-int8-kv"]
+        assert result["precisions"][precision]["is_x"] == {"nvg": {}, "nvg-int8-kv": {}}
 
 
 def test_soak_counts_and_compares(run):
