@@ -49,6 +49,12 @@ _FETCHED = ("int8",)
 hardware to have begun by itself (half the time at 400 keys). Of twice or four times as many bytes it takes longer."""
 
 
+@njit
+def _block_at(pool, tables, index, block_bytes):
+    """Where the block begins whose number is tables[index]; `pool` is what the addresses are to be relative to."""
+    return pool + np.int64(tables[index]) * block_bytes
+
+
 @cache
 def _score_keys(kv_dtype: str) -> Any:
     """The compiled function that writes scores[rows, keys] = q[rows] . K[keys] for the first num_keys keys.
@@ -63,7 +69,7 @@ def _score_keys(kv_dtype: str) -> Any:
     ):  # fmt: skip
         steps = (head_size + pair - 1) // pair
         for first_key in range(0, num_keys, block_size):
-            at = keys + np.int64(tables[table + first_key // block_size]) * block_bytes
+            at = _block_at(keys, tables, table + first_key // block_size, block_bytes)
             for key in range(0, min(block_size, num_keys - first_key), PANEL):
                 to = scores + (first_key + key) * 4
                 multiply_panel(
@@ -104,8 +110,8 @@ def _attend_tile(kv_dtype: str) -> Any:
             for row in range(num_rows):
                 visible = position + row + 1
                 for first_key in range(0, visible, block_size):
-                    block = np.int64(tables[table + first_key // block_size])
-                    scales = pool + to_values + block * block_bytes + round32(head_size) * block_size * item
+                    block = _block_at(pool, tables, table + first_key // block_size, block_bytes)
+                    scales = block + to_values + round32(head_size) * block_size * item
                     simd.multiply_rows(
                         scores_at + row * lds + first_key * 4, scales, min(block_size, visible - first_key)
                     )  # fmt: skip
@@ -151,7 +157,7 @@ def _attend_one(kv_dtype: str) -> Any:
         n_embd, panels, slot = n_head * head_size, round32(head_size) // PANEL, position % block_size
         item_now = query_item if is_stored else 4
         queries, ldq = row + first_head * head_size * item_now, head_size * item_now
-        block = pool + np.int64(tables[table + position // block_size]) * block_bytes
+        block = _block_at(pool, tables, table + position // block_size, block_bytes)
         for i in range(0 if is_stored else num_heads):
             query = queries + i * ldq
             key, value = query + n_embd * 4, query + 2 * n_embd * 4
@@ -168,12 +174,12 @@ def _attend_one(kv_dtype: str) -> Any:
             queries, ldq = sums_at, ldv
         steps = (head_size + pair - 1) // pair
         for first_key in range(0, num_keys, block_size):
-            block = pool + np.int64(tables[table + first_key // block_size]) * block_bytes
-            count = min(block_size, num_keys - first_key)
-            keys, to = block + to_keys, scores_at + first_key * 4
-            is_last = first_key + block_size >= num_keys
-            following = pool + np.int64(tables[table + (0 if is_last else first_key // block_size + 1)]) * block_bytes
-            following += to_values if is_last else to_keys
+            number, count = table + first_key // block_size, min(block_size, num_keys - first_key)
+            keys, to = _block_at(pool, tables, number, block_bytes) + to_keys, scores_at + first_key * 4
+            if first_key + count < num_keys:
+                following = _block_at(pool, tables, number + 1, block_bytes) + to_keys
+            else:
+                following = _block_at(pool, tables, table, block_bytes) + to_values
             share = num_heads * key_bytes * PANEL // block_size
             for key in range(0, count, PANEL):
                 multiply_heads(
@@ -186,13 +192,14 @@ def _attend_one(kv_dtype: str) -> Any:
                     simd.multiply_rows(to + i * lds, scales, count)
         softmax(scores_at, lds, num_heads, num_keys, 0, num_keys, scale)
         for first_key in range(0, num_keys, block_size):
-            block = pool + np.int64(tables[table + first_key // block_size]) * block_bytes
-            count = min(block_size, num_keys - first_key)
+            number, count = table + first_key // block_size, min(block_size, num_keys - first_key)
             mode = FROM_C if first_key > 0 else 0
-            values, weights = block + to_values, scores_at + first_key // pair * 4
-            is_last = first_key + block_size >= num_keys
-            following = pool + np.int64(tables[table + (0 if is_last else first_key // block_size + 1)]) * block_bytes
-            share = 0 if is_last else num_heads * value_bytes // panels
+            values = _block_at(pool, tables, number, block_bytes) + to_values
+            weights = scores_at + first_key // pair * 4
+            following, share = values, 0
+            if first_key + count < num_keys:
+                following = _block_at(pool, tables, number + 1, block_bytes) + to_values
+                share = num_heads * value_bytes // panels
             if has_scales:
                 for i in range(num_heads):
                     scales = values + i * value_bytes + round32(head_size) * block_size * item
@@ -201,7 +208,7 @@ def _attend_one(kv_dtype: str) -> Any:
                 multiply_heads(
                     weights, lds, num_heads, values + panel * block_size * PANEL * item, value_bytes,
                     sums_at + panel * PANEL * 4, ldv, (count + pair - 1) // pair, mode,
-                    following + to_values + panel * share, share,
+                    following + panel * share, share,
                 )  # fmt: skip
         for i in range(num_heads):
             normaliser = carray(float32_at(scores_at + (i + 1) * lds - 4), 1)[0]

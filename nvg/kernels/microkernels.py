@@ -47,14 +47,17 @@ def panel_product(kind: str, prefetches: bool = False) -> Any:
     """
     high_rows, middle_rows, low_rows = heights(kind)
     high, middle, low, one = _tiles(kind, prefetches=prefetches)
+    # of eight rows that are left, two tiles of four are faster than six and two
+    halved = 2 * middle_rows if 2 * middle_rows > high_rows else 0
 
     def multiply_panel(a, lda, num_rows, b, c, ldc, steps, mode, bias, prefetch, prefetch_end, lines):
         row = 0
         while num_rows - row >= low_rows:
             left = num_rows - row
+            is_high = left >= high_rows and left != halved
             for column in range(0, PANEL, TILE_COLUMNS):
                 c_at, bias_at = c + row * ldc + column * 4, bias + column * 4
-                if left >= high_rows:
+                if is_high:
                     high(a + row * lda, lda, b, column, c_at, ldc, steps, mode, bias_at, prefetch, lines)
                 elif left >= middle_rows:
                     middle(a + row * lda, lda, b, column, c_at, ldc, steps, mode, bias_at, prefetch, lines)
@@ -62,7 +65,7 @@ def panel_product(kind: str, prefetches: bool = False) -> Any:
                     low(a + row * lda, lda, b, column, c_at, ldc, steps, mode, bias_at, prefetch, lines)
                 prefetch += lines * steps * 64
                 lines = lines if prefetch < prefetch_end else 0
-            row += high_rows if left >= high_rows else middle_rows if left >= middle_rows else low_rows
+            row += high_rows if is_high else middle_rows if left >= middle_rows else low_rows
         while row < num_rows:
             one(a + row * lda, lda, b, 0, c + row * ldc, ldc, steps, mode, bias, prefetch, lines)
             prefetch += lines * steps * 64
