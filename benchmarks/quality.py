@@ -5,7 +5,7 @@
 The text is cut into windows of the model's context. At each token: the negative log-likelihood of the next one, the
 Kullback-Leibler divergence of the distribution from float32's (each engine's own), and whether the most probable token
 is the same. All run with float32 keys and values, so that weights and activations alone differ, and nvg's once more
-with its default for the precision; llama.cpp is left out, and said to be, where it is not installed.
+with each other kind; llama.cpp is left out, and said to be, where it is not installed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from report import facts, known_model, print_facts, print_table, write_json
 from nvg import LLM
 from nvg.errors import NvgError
 from nvg.hub import resolve_model
-from nvg.model.runner import default_kv_dtype
-from nvg.params import DTYPES
+from nvg.params import DTYPES, KV_DTYPES
 from nvg.runtime.cores import default_threads
 
 Logits = npt.NDArray[np.float32]
@@ -65,9 +64,9 @@ def compare(windows: list[list[int]], compute: Compute, exact: list[npt.NDArray[
 
 
 def nvg_engines(model: str, threads: int) -> Iterator[tuple[str, int, Compute, Callable[[], None]]]:
-    """(name, bytes of the weights, logits of a window, close) of every precision."""
+    """(name, bytes of the weights, logits of a window, close) of every precision, float32 first."""
     for dtype in DTYPES:
-        for kv_dtype in ("float32", *({default_kv_dtype(dtype)} - {"float32"})):
+        for kv_dtype in KV_DTYPES:
             llm = LLM(model, dtype=dtype, kv_dtype=kv_dtype, threads=threads, max_num_seqs=1)
             name = f"nvg {dtype}" if kv_dtype == "float32" else f"nvg {dtype}, {kv_dtype} KV"
             yield name, _weight_bytes(llm), llm.logits, llm.close
