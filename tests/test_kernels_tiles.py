@@ -193,6 +193,33 @@ def test_rows_apart_give_the_bits_of_rows_alone(dtype, k, prefetches):
             assert np.array_equal(c, expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_panels_of_16_keys_give_the_bits_of_a_panel_of_32(dtype):
+    k, rng = 64, np.random.default_rng(2)
+    a = operands(dtype, rng.normal(size=(9, k)).astype(np.float32))
+    panels = np.stack([packed(dtype, rng.normal(size=(k, 32)).astype(np.float32)).reshape(-1) for _ in range(9)])
+    steps = k if dtype == "float32" else k // 2
+    keys = panels.view(np.uint32).reshape(9, steps, 2, 16).transpose(0, 2, 1, 3).copy()
+    for num_rows in range(1, 10):
+        expected = np.full((num_rows, 32), np.nan, np.float32)
+        product(dtype, a[:num_rows], panels[0], expected, k)
+        c = np.full((num_rows, 37), 0.5, np.float32)
+        panel_product(dtype, is_keys=True)(
+            a.ctypes.data, a.strides[0], num_rows, keys.ctypes.data, c.ctypes.data, c.strides[0], steps, 0, 0, 0, 0, 0
+        )
+        assert np.array_equal(c[:, :32], expected)
+        for row in range(num_rows):
+            product(dtype, a[row : row + 1], panels[row], expected[row : row + 1], k)
+        for num_keys in (16, 32):
+            c[:] = 0.5
+            apart_product(dtype, num_keys=num_keys)(
+                a.ctypes.data, a.strides[0], num_rows, keys.ctypes.data, keys.strides[0], c.ctypes.data, c.strides[0],
+                steps, 0, 0, 0,
+            )  # fmt: skip
+            assert np.array_equal(c[:, :num_keys], expected[:, :num_keys])
+            assert (c[:, num_keys:] == 0.5).all()
+
+
 def test_a_tile_of_a_machine_that_is_not_here_compiles_to_its_vector_instructions():
     """aarch64 with NEON and dotprod, cross-compiled: multiply-adds by lanes, sdot and table look-ups."""
     binding.initialize_all_targets()
@@ -214,11 +241,11 @@ def test_a_tile_of_a_machine_that_is_not_here_compiles_to_its_vector_instruction
     bodies = dict(re.findall(r"^(nvg_tile_\w+):(.*?)^\.Lfunc_end", assembly, re.S | re.M))
     assert len(bodies) == 11
     for name, body in bodies.items():
-        assert ("prfm" in body) == (name[-3] == "1")
+        assert ("prfm" in body) == (name[-4] == "1")
         assert not re.search(r"\bbl\t", body), f"{name} calls something"
         assert "fmla" in body
         assert ("sdot" in body) == ("_int8_4x" in name or "_int4_" in name)
-    assert "tbl" in bodies["nvg_tile_int4_4x8_100"]
+    assert "tbl" in bodies["nvg_tile_int4_4x8_1000"]
 
 
 BITS = """

@@ -18,7 +18,7 @@ import numpy as np
 from numba import carray
 
 from nvg.kernels import simd
-from nvg.kernels.formats import PANEL
+from nvg.kernels.formats import KEYS_PANEL, PANEL
 from nvg.kernels.kv import (
     KV_ITEM_BYTES,
     KV_PAIR,
@@ -61,7 +61,7 @@ def _score_keys(kv_dtype: str) -> Any:
 
     keys: address of the head's keys in block 0. tables[table] is the number of the sequence's first block.
     """
-    multiply_panel = panel_product(KV_TILES[kv_dtype])
+    multiply_panel = panel_product(KV_TILES[kv_dtype], is_keys=True)
     item, pair, scale_bytes = KV_ITEM_BYTES[kv_dtype], KV_PAIR[kv_dtype], KV_SCALE_BYTES[kv_dtype]
 
     def score(
@@ -136,7 +136,10 @@ def _attend_one(kv_dtype: str) -> Any:
     `row` is the token's row of queries, keys and values, all float32, or what `store_kv` left of it; `out` its row of
     the output. Goes from block to block, and in each from head to head: what lies beside each other is read in one go.
     """
-    multiply_heads = apart_product(KV_TILES[kv_dtype], prefetches=kv_dtype in _FETCHED)
+    fetches = kv_dtype in _FETCHED
+    multiply_values = apart_product(KV_TILES[kv_dtype], fetches)
+    multiply_keys = apart_product(KV_TILES[kv_dtype], fetches, PANEL)
+    multiply_few_keys = apart_product(KV_TILES[kv_dtype], fetches, KEYS_PANEL)
     store_one = store_entry(kv_dtype)
     layout = kv_layout(kv_dtype)
     softmax = simd.softmax_rows(kv_dtype == "bfloat16")
@@ -182,10 +185,15 @@ def _attend_one(kv_dtype: str) -> Any:
                 following = _block_at(pool, tables, table, block_bytes) + to_values
             share = num_heads * key_bytes * PANEL // block_size
             for key in range(0, count, PANEL):
-                multiply_heads(
-                    queries, ldq, num_heads, keys + key * steps * pair * item, key_bytes, to + key * 4, lds, steps, 0,
-                    following + key // PANEL * share, share,
-                )  # fmt: skip
+                at, fetch = keys + key * steps * pair * item, following + key // PANEL * share
+                if count - key > KEYS_PANEL:
+                    multiply_keys(
+                        queries, ldq, num_heads, at, key_bytes, to + key * 4, lds, steps, 0, fetch, share
+                    )  # fmt: skip
+                else:
+                    multiply_few_keys(
+                        queries, ldq, num_heads, at, key_bytes, to + key * 4, lds, steps, 0, fetch, share
+                    )  # fmt: skip
             if has_scales:
                 for i in range(num_heads):
                     scales = keys + i * key_bytes + head_size * block_size * item
@@ -205,7 +213,7 @@ def _attend_one(kv_dtype: str) -> Any:
                     scales = values + i * value_bytes + round32(head_size) * block_size * item
                     simd.multiply_rows(weights + i * lds, scales, count)
             for panel in range(panels):
-                multiply_heads(
+                multiply_values(
                     weights, lds, num_heads, values + panel * block_size * PANEL * item, value_bytes,
                     sums_at + panel * PANEL * 4, ldv, (count + pair - 1) // pair, mode,
                     following + panel * share, share,

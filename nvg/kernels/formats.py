@@ -17,6 +17,8 @@ int8 codes, a float32 scale, and -128 times the sum of the codes as int32, which
 from __future__ import annotations
 
 PANEL = 32
+KEYS_PANEL = 16
+"""Columns of a panel, and those of a panel of keys."""
 GROUP = 32
 GROUP_BYTES = {"int8": GROUP * PANEL + 2 * PANEL, "int4": GROUP * PANEL // 2 + 2 * PANEL}
 """Of a group of 32 x 32 weights with its scales."""

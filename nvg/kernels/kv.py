@@ -1,12 +1,12 @@
 """Keys and values in the paged pool (block tables after Kwon et al. 2023, arXiv:2309.06180): layout and writing.
 
 A block holds, for each layer, the keys of all heads, then their values: what the tiles of attention read as it is. A
-head's keys are panels of 32 keys, block_size / 32 of them, its values panels of 32 columns, round32(D) / 32 of them:
+head's keys are panels of 16 keys, block_size / 16 of them, its values panels of 32 columns, round32(D) / 32 of them:
 
-    float32     keys [D][32], values [block_size][32]
-    bfloat16    keys [D / 2][32][2], two elements of a key beside each other (a 0 after an odd last one); values
+    float32     keys [D][16], values [block_size][32]
+    bfloat16    keys [D / 2][16][2], two elements of a key beside each other (a 0 after an odd last one); values
                 [block_size / 2][32][2], a column of two keys beside each other
-    int8        keys [D][32], values [block_size][32], and behind each head's keys, and behind its values, a float32
+    int8        keys [D][16], values [block_size][32], and behind each head's keys, and behind its values, a float32
                 scale for each entry, [block_size]
 
 Writing the value of an even slot clears that of the odd slot after it, so a pair never holds what a pool's earlier user
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from nvg.kernels.formats import PANEL
+from nvg.kernels.formats import KEYS_PANEL, PANEL
 from nvg.kernels.operands import store_operand
 from nvg.kernels.simd import float32_at, int8_at, row_abs_max, uint8_at, uint16_at, uint32_at
 from nvg.runtime.compile_cache import njit
@@ -149,9 +149,10 @@ def store_kv(kv_dtype: str) -> Any:
 @njit
 def _put_float32_key(source, head_size, block_size, slot, out):
     words = carray(uint32_at(source), head_size)
-    column = carray(uint32_at(out + (slot // PANEL * head_size * PANEL + slot % PANEL) * 4), head_size * PANEL)
+    at = out + (slot // KEYS_PANEL * head_size * KEYS_PANEL + slot % KEYS_PANEL) * 4
+    column = carray(uint32_at(at), head_size * KEYS_PANEL)
     for d in range(head_size):
-        column[d * PANEL] = words[d]
+        column[d * KEYS_PANEL] = words[d]
 
 
 @njit
@@ -169,16 +170,17 @@ def _put_float32_value(source, head_size, block_size, slot, out):
 @njit
 def _put_bfloat16_key(source, head_size, block_size, slot, out):
     pairs = (head_size + 1) // 2
-    column = carray(uint32_at(out + (slot // PANEL * pairs * PANEL + slot % PANEL) * 4), pairs * PANEL)
+    at = out + (slot // KEYS_PANEL * pairs * KEYS_PANEL + slot % KEYS_PANEL) * 4
+    column = carray(uint32_at(at), pairs * KEYS_PANEL)
     if head_size % 2 == 0:  # so a pair is a word, and begins like one
         words = carray(uint32_at(source), pairs)
         for i in range(pairs):
-            column[i * PANEL] = words[i]
+            column[i * KEYS_PANEL] = words[i]
         return
     halves = carray(uint16_at(source), head_size)
     for i in range(head_size // 2):
-        column[i * PANEL] = np.uint32(halves[2 * i]) | np.uint32(halves[2 * i + 1]) << np.uint32(16)
-    column[(pairs - 1) * PANEL] = np.uint32(halves[head_size - 1])
+        column[i * KEYS_PANEL] = np.uint32(halves[2 * i]) | np.uint32(halves[2 * i + 1]) << np.uint32(16)
+    column[(pairs - 1) * KEYS_PANEL] = np.uint32(halves[head_size - 1])
 
 
 @njit
@@ -213,9 +215,10 @@ def _to_int8(source, head_size, scale_at):
 def _put_int8_key(source, head_size, block_size, slot, out):
     _to_int8(source, head_size, out + head_size * block_size + 4 * slot)
     codes = carray(uint8_at(source), head_size)
-    column = carray(uint8_at(out + slot // PANEL * head_size * PANEL + slot % PANEL), head_size * PANEL)
+    at = out + slot // KEYS_PANEL * head_size * KEYS_PANEL + slot % KEYS_PANEL
+    column = carray(uint8_at(at), head_size * KEYS_PANEL)
     for d in range(head_size):
-        column[d * PANEL] = codes[d]
+        column[d * KEYS_PANEL] = codes[d]
 
 
 @njit

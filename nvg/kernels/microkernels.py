@@ -37,16 +37,16 @@ def _tiles(kind: str, **options: bool) -> list[Any]:
 
 
 @cache
-def panel_product(kind: str, prefetches: bool = False) -> Any:
+def panel_product(kind: str, prefetches: bool = False, is_keys: bool = False) -> Any:
     """The compiled function (a, lda, num_rows, b, c, ldc, steps, mode, bias, prefetch, prefetch_end, lines):
     C = A B in tiles of a kind, begun as `mode` says (see `nvg.kernels.tiles`), for any number of rows and one panel of
-    32 columns.
+    32 columns, or two of 16 keys.
 
     Arguments are int64, addresses and distances in bytes. If it prefetches, each tile fetches `lines` cache lines a
     step, the first tile from `prefetch` on and each further one where the one before ended, up to `prefetch_end`.
     """
     high_rows, middle_rows, low_rows = heights(kind)
-    high, middle, low, one = _tiles(kind, prefetches=prefetches)
+    high, middle, low, one = _tiles(kind, prefetches=prefetches, is_keys=is_keys)
     # of eight rows that are left, two tiles of four are faster than six and two
     halved = 2 * middle_rows if 2 * middle_rows > high_rows else 0
 
@@ -72,18 +72,21 @@ def panel_product(kind: str, prefetches: bool = False) -> Any:
             lines = lines if prefetch < prefetch_end else 0
             row += 1
 
-    return njit(multiply_panel, name=f"multiply_panel_{kind}_{int(prefetches)}")
+    return njit(multiply_panel, name=f"multiply_panel_{kind}_{int(prefetches)}{int(is_keys)}")
 
 
 @cache
-def apart_product(kind: str, prefetches: bool = False) -> Any:
+def apart_product(kind: str, prefetches: bool = False, num_keys: int = 0) -> Any:
     """The compiled function (a, lda, num_rows, b, ldb, c, ldc, steps, mode, prefetch, num_bytes): each row of C = its
     row of A times its own panel, ldb bytes apart. Some rows at a time: their chains and their panels' lines come side
-    by side. If it prefetches, about num_bytes from `prefetch` on are fetched meanwhile."""
+    by side. If it prefetches, about num_bytes from `prefetch` on are fetched meanwhile. Panels have 32 columns, or are
+    num_keys keys, 16 or 32."""
     most = max(1, cpu.features().vector_floats // 4)
     middle_rows = max(1, most // 2)
-    tiles = [make_tile(Tile(kind, rows, PANEL, prefetches, is_apart=True)) for rows in (most, middle_rows, 1)]
-    high, middle, one = tiles
+    high, middle, one = (
+        make_tile(Tile(kind, rows, num_keys or PANEL, prefetches, is_apart=True, is_keys=num_keys > 0))
+        for rows in (most, middle_rows, 1)
+    )
 
     def multiply_apart(a, lda, num_rows, b, ldb, c, ldc, steps, mode, prefetch, num_bytes):
         end = prefetch + num_bytes
@@ -104,7 +107,7 @@ def apart_product(kind: str, prefetches: bool = False) -> Any:
             prefetch += lines * steps * 64
             row += rows
 
-    return njit(multiply_apart, name=f"multiply_apart_{kind}_{int(prefetches)}")
+    return njit(multiply_apart, name=f"multiply_apart_{kind}_{int(prefetches)}_{num_keys}")
 
 
 @cache

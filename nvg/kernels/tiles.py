@@ -8,7 +8,8 @@ A tile's kind says how A and B are stored (B always as a panel; `nvg.kernels.for
     int8, int4       A int8 in groups of 32 with a scale each, B groups of 32 x 32 codes with a scale for each column
 
 A paged tile finds B's rows in blocks of a pool: values of keys, whose tables say where each block is. A tile of rows
-apart has a B for each row: queries of several heads, and each head's keys.
+apart has a B for each row: queries of several heads, and each head's keys. Keys lie in panels of 16 columns instead of
+32, [steps][16] behind each other, so that as few as possible are read of a block that is not full.
 
 Each element of C is one chain of fused multiply-adds in the order of k, begun at 0, at a bias or at what C holds; the
 chain is the same in every tile of a kind, so a row's bits do not depend on the rows beside it, nor on the pieces that k
@@ -29,7 +30,14 @@ from numba.extending import intrinsic
 
 from nvg.kernels.dots import integer_dot, pair_dot
 from nvg.kernels.emitter import F32, I32, I64, Emitter
-from nvg.kernels.formats import GROUP, GROUP_BYTES, INT4_LEVELS, OPERAND_GROUP_BYTES, PANEL
+from nvg.kernels.formats import (
+    GROUP,
+    GROUP_BYTES,
+    INT4_LEVELS,
+    KEYS_PANEL,
+    OPERAND_GROUP_BYTES,
+    PANEL,
+)
 from nvg.runtime import cpu
 from nvg.runtime.cpu import Features
 
@@ -51,11 +59,13 @@ class Tile:
     prefetches: bool = False
     is_paged: bool = False
     is_apart: bool = False
+    is_keys: bool = False
 
     @property
     def name(self) -> str:
         """Unique among tiles."""
-        options = "".join(str(int(option)) for option in (self.prefetches, self.is_paged, self.is_apart))
+        chosen = self.prefetches, self.is_paged, self.is_apart, self.is_keys
+        options = "".join(str(int(option)) for option in chosen)
         return f"nvg_tile_{self.kind}_{self.num_rows}x{self.num_columns}_{options}"
 
     @property
@@ -80,7 +90,7 @@ def emit_tile(builder: ir.IRBuilder, features: Features, tile: Tile, **args: Any
     width = min(features.vector_floats, tile.num_columns)
     emit = Emitter(builder, width, features)
     num_vectors = tile.num_columns // width
-    core = _CORES[tile.kind](emit, tile, num_vectors)
+    core = _CORES[tile.kind](emit, tile, num_vectors, args["steps"])
     c_tiles = [
         emit.address(args["c"], builder.add(emit.times(args["ldc"], r), ir.Constant(I64, v * width * 4)))
         for r in range(tile.num_rows)
@@ -226,18 +236,38 @@ class _Rows:
         return pointers
 
 
+def _column_places(emit: Emitter, tile: Tile, num_vectors: int, steps: Any) -> Callable[..., list[Any]]:
+    """(address of the panel, first column, index of the step) -> pointers to what each vector of columns is loaded
+    from."""
+    b, item_bytes = emit.builder, STEP_BYTES[tile.kind] // PANEL
+
+    def places(panel: Any, column: Any, index: Any) -> list[Any]:
+        if not tile.is_keys:
+            row = b.add(panel, b.add(emit.times(index, PANEL * item_bytes), emit.times(column, item_bytes)))
+            return [emit.address(row, ir.Constant(I64, v * emit.width * item_bytes)) for v in range(num_vectors)]
+        row = b.add(panel, emit.times(index, KEYS_PANEL * item_bytes))
+        pointers = []
+        for v in range(num_vectors):
+            at = b.add(column, ir.Constant(I64, v * emit.width))
+            before = b.mul(b.sdiv(at, ir.Constant(I64, KEYS_PANEL)), emit.times(steps, KEYS_PANEL * item_bytes))
+            inside = emit.times(b.and_(at, ir.Constant(I64, KEYS_PANEL - 1)), item_bytes)
+            pointers.append(emit.address(row, b.add(before, inside)))
+        return pointers
+
+    return places
+
+
 Core = Callable[..., list[Any]]
 
 
-def _multiply_add_core(emit: Emitter, tile: Tile, num_vectors: int) -> Core:
+def _multiply_add_core(emit: Emitter, tile: Tile, num_vectors: int, steps: Any) -> Core:
     """A float32 times B rows that are widened to float32 as they are loaded; a step is one k."""
-    item_bytes = STEP_BYTES[tile.kind] // PANEL
     load = {"float32": emit.load, "int8_rows": emit.load_int8}[tile.kind]
+    places = _column_places(emit, tile, num_vectors, steps)
 
     def step(rows: _Rows, b_address: Any, column: Any, index: Any, accumulators: list[Any]) -> list[Any]:
         b = emit.builder
-        b_row = b.add(b_address, b.add(emit.times(index, PANEL * item_bytes), emit.times(column, item_bytes)))
-        columns = [load(emit.address(b_row, ir.Constant(I64, v * emit.width * item_bytes))) for v in range(num_vectors)]
+        columns = [load(place) for place in places(b_address, column, index)]
         updated = []
         for r, place in enumerate(rows.at(emit.times(index, 4))):
             element = emit.splat(b.load(place, typ=F32, align=4))
@@ -248,17 +278,14 @@ def _multiply_add_core(emit: Emitter, tile: Tile, num_vectors: int) -> Core:
     return step
 
 
-def _pair_core(emit: Emitter, tile: Tile, num_vectors: int) -> Core:
+def _pair_core(emit: Emitter, tile: Tile, num_vectors: int, steps: Any) -> Core:
     """bfloat16 times bfloat16, two k at a time; a step is such a pair."""
     dot = pair_dot(emit)
+    places = _column_places(emit, tile, num_vectors, steps)
 
     def step(rows: _Rows, b_address: Any, column: Any, index: Any, accumulators: list[Any]) -> list[Any]:
         b = emit.builder
-        b_row = b.add(b_address, b.add(emit.times(index, PANEL * 4), emit.times(column, 4)))
-        columns = [
-            dot.prepare(emit.load_words(emit.address(b_row, ir.Constant(I64, v * emit.width * 4))))
-            for v in range(num_vectors)
-        ]
+        columns = [dot.prepare(emit.load_words(place)) for place in places(b_address, column, index)]
         updated = []
         for r, place in enumerate(rows.at(emit.times(index, 4))):
             element = dot.prepare(emit.splat(b.load(place, typ=I32, align=2)))
@@ -269,7 +296,7 @@ def _pair_core(emit: Emitter, tile: Tile, num_vectors: int) -> Core:
     return step
 
 
-def _group_core(emit: Emitter, tile: Tile, num_vectors: int) -> Core:
+def _group_core(emit: Emitter, tile: Tile, num_vectors: int, steps: Any) -> Core:
     """int8 activations times int8 or int4 codes; a step is a group of 32 k."""
     dot = integer_dot(emit)
     is_int4 = tile.kind == "int4"
@@ -339,7 +366,7 @@ def _int4_decoder(emit: Emitter) -> Callable[[Any], tuple[Any, Any]]:
     return decode
 
 
-_CORES: dict[str, Callable[[Emitter, Tile, int], Core]] = {
+_CORES: dict[str, Callable[[Emitter, Tile, int, Any], Core]] = {
     "float32": _multiply_add_core,
     "int8_rows": _multiply_add_core,
     "bfloat16": _pair_core,
