@@ -18,6 +18,7 @@ from nvg.sampling.compiled import draw_row, passes_of
 from nvg.sampling.compose import resolve
 from nvg.sampling.contract import SamplerRequest
 from nvg.sampling.random import signed
+from nvg.sampling.select import padded
 
 NOTHING = np.array([], np.int32)
 STAGES = st.one_of(
@@ -46,7 +47,7 @@ def by_chain(row, stages, seed, choice, position):
 
 def compiled(row, stages, seed, choice, position):
     passes = passes_of(stages)
-    room, room_ids = np.empty((2, row.size), np.float32), np.empty((2, row.size), np.int32)
+    room, room_ids = np.empty((2, padded(row.size)), np.float32), np.empty((2, row.size), np.int32)
     spent = np.zeros(len(passes), np.int64)
     kinds, values = np.array([one.kind for one in passes]), np.array([one.value for one in passes], np.float64)
     given, ids = row.copy(), np.arange(row.size, dtype=np.int32)

@@ -22,6 +22,7 @@ from nvg.runtime.compile_cache import CompileStep
 from nvg.sampling import chain
 from nvg.sampling.compiled import Pass
 from nvg.sampling.random import signed
+from nvg.sampling.select import padded
 from nvg.sampling.steps import BY_CHAIN, DRAW_CONTEXT, DRAW_STEPS
 
 MOST_STEPS = 16
@@ -53,7 +54,7 @@ class Drawing:
             "keys": self._keys,
             "ending_offsets": self._ending_offsets,
             "ids": np.arange(num_ids, dtype=np.int32),
-            "room": np.empty((runner.num_threads, 2, num_ids), np.float32),
+            "room": np.empty((runner.num_threads, 2, padded(num_ids)), np.float32),
             "room_ids": np.empty((runner.num_threads, 2, num_ids), np.int32),
         }
         job, context = runner.step_job, self._context[0]

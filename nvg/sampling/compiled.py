@@ -81,7 +81,7 @@ def draw_row(
     what it was, if it has NaN or +inf, or nothing to draw.
 
     token_ids: 0, 1, ... n - 1. spent: nanoseconds of each pass are added. seed, choice, position: as `random.uniform`
-    has them, as int64. room, room_ids: float32 and int32 (2, n), overwritten.
+    has them, as int64. room, room_ids: float32 (2, padded(n)) and int32 (2, n), overwritten.
     """
     num_left = select.count_candidates(row)
     if num_left <= 0:
@@ -102,7 +102,8 @@ def draw_row(
             num_left = np.int64(value)
             threshold = select.kth_largest(candidates, num_left)
         elif kind == _NUCLEUS:
-            threshold, num_left = mass.nucleus(candidates, value)
+            weights = room[side, : select.padded(candidates.size)]
+            threshold, num_left = mass.nucleus_within(candidates, value, weights, room_ids[side])
         elif kind == _RATIO:
             threshold = select.ratio_bound(candidates, value)
             num_left = select.count_reaching(candidates, threshold)

@@ -12,7 +12,7 @@ from numba.core import types
 
 from nvg.runtime.compile_cache import CompileStep, function_step, njit
 from nvg.sampling import vector
-from nvg.sampling.contract import Float64, Logits
+from nvg.sampling.contract import Float64, Logits, TokenIds
 from nvg.sampling.select import (
     FEW,
     above,
@@ -58,13 +58,19 @@ def weigh(row: Logits, top: np.float32, sums: Float64) -> tuple[Logits, float]:
     """(e^(row - top), float32, filled up with 0 to a multiple of `CHUNK`; their total). sums: float64 (LANES,),
     overwritten."""
     weights = np.empty(padded(row.size), np.float32)
+    return weights, weigh_into(row, top, sums, weights)
+
+
+@njit
+def weigh_into(row: Logits, top: np.float32, sums: Float64, weights: Logits) -> float:
+    """`weigh` into memory that is there, float32 (padded(n),); the total."""
     for i in range(row.size):
         weights[i] = row[i]
     for i in range(row.size, weights.size):
         weights[i] = -_INF
     sums[:] = 0
     vector.weigh(weights, weights.size // LANES, top, sums)
-    return weights, in_order(sums)
+    return in_order(sums)
 
 
 @njit(cached=True, nogil=False)
@@ -72,14 +78,21 @@ def nucleus(row: Logits, p: float) -> tuple[np.float32, int]:
     """The smallest logit of the nucleus, and how many of the most probable tokens it takes to reach probability p, from
     0 to 1. Weights are float32, sums float64.
     """
+    return nucleus_within(row, p, np.empty(padded(row.size), np.float32), np.empty(row.size, np.int32))
+
+
+@njit
+def nucleus_within(row: Logits, p: float, weights: Logits, indices: TokenIds) -> tuple[np.float32, int]:
+    """`nucleus` with memory that is there: float32 (padded(n),), int32 (n,), overwritten. New memory of this size can
+    cost more than all the rest, where the system takes it back each time."""
     top = largest(row)
     sums = np.empty(LANES)
-    weights, total = weigh(row, top, sums)
+    total = weigh_into(row, top, sums, weights)
     low = -_INF
     if row.size > FEW and p < _ALMOST_ONE:
         # What is less probable than (1 - p) / n weighs less than 1 - p in all, and is not in the nucleus.
         low = value_of(key_of(np.float32(top + np.log((1 - p) * total / row.size) - 0.01)) - 1)
-    return smallest_set(row, weights, p * total, low, sums)
+    return smallest_set(row, weights, p * total, low, sums, indices)
 
 
 @njit
@@ -113,19 +126,20 @@ def _bounds(
 
 
 @njit
-def smallest_set(row: Logits, weights: Logits, target: float, low: np.float32, sums: Float64) -> tuple[np.float32, int]:
+def smallest_set(
+    row: Logits, weights: Logits, target: float, low: np.float32, sums: Float64, indices: TokenIds
+) -> tuple[np.float32, int]:
     """(smallest value, size) of the smallest set of largest values, of equal ones the first, whose weights reach
     `target`. The smallest value is known to be at least `low`. weights: filled up as `weigh` does it; sums: float64
-    (LANES,), overwritten."""
+    (LANES,), and indices: int32 (n,), overwritten."""
     # The smallest value is at least `low` and below `high`; `mass` is what weighs at least `high`.
     high, mass = above(largest(row)), 0.0
     values, outside = row, 0.0
     if row.size > FEW:
         low, high = _bounds(row, weights, target, low, high)
         mass = mass_reaching(row, weights, high, sums)
-        indices = np.empty(row.size, np.int32)
-        indices = indices[: append_between(row, 0, row.size, low, high, indices, 0)]
-        values, weights = taken(row, indices, -_INF), taken(weights, indices, np.float32(0))
+        between = indices[: append_between(row, 0, row.size, low, high, indices, 0)]
+        values, weights = taken(row, between, -_INF), taken(weights, between, np.float32(0))
         outside = mass
     reached, missed = key_of(low), key_of(high)
     while missed - reached > 1:

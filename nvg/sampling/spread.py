@@ -89,7 +89,9 @@ def keep_typical(row: Logits, p: float) -> None:
     for i in range(row.size):
         nearness[i] = -abs(origin - np.float64(row[i]))
         least = min(least, nearness[i] if row[i] >= _LOWEST else least)
-    threshold, size = mass.smallest_set(nearness, weights, p * total, max(least, _LOWEST), sums)
+    threshold, size = mass.smallest_set(
+        nearness, weights, p * total, max(least, _LOWEST), sums, np.empty(row.size, np.int32)
+    )
     select.keep_from(nearness, threshold, size)
     for i in range(row.size):
         row[i] = row[i] if nearness[i] >= _LOWEST else -_INF

@@ -13,6 +13,7 @@ from nvg.runtime.atomics import call_job, nanoseconds
 from nvg.runtime.compile_cache import Job
 from nvg.runtime.team import MEETING_WORDS, barrier
 from nvg.sampling.compiled import draw_row
+from nvg.sampling.select import padded
 
 BY_CHAIN = -1
 """Instead of a token: a chain draws it, or says what is wrong with the logits."""
@@ -55,7 +56,7 @@ def _draw_steps(context: int, thread: int, num_threads: int) -> None:
     ending = carray(int32_at(c.ending), ending_offsets[num_rows])
     ids = carray(int32_at(c.ids), num_ids)
     # this thread's own
-    room = carray(float32_at(c.room + thread * 8 * num_ids), (2, num_ids))
+    room = carray(float32_at(c.room + thread * 8 * padded(num_ids)), (2, padded(num_ids)))
     room_ids = carray(int32_at(c.room_ids + thread * 8 * num_ids), (2, num_ids))
     spent = carray(int64_at(c.spent + thread * 8 * num_passes), num_passes)
     first, end = num_rows * thread // num_threads, num_rows * (thread + 1) // num_threads
