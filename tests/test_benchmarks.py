@@ -1,10 +1,12 @@
 """The benchmark scripts run: on the embedded model, briefly, with every optional package missing."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkpoints import TALES, write_checkpoint
@@ -181,6 +183,19 @@ def test_throughput_measures_nvg_and_names_missing_peers(run):
             assert engines[name]["problem"].startswith("missing: no "), engines[name]
             assert name in process.stdout
         assert result["precisions"][precision]["is_x"] == {"nvg": {}, "nvg-int8-kv": {}}
+
+
+def test_throughput_compares_every_kind_of_nvg_with_every_peer_that_ended(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    throughput = importlib.import_module("throughput")
+    rates = {"nvg": [3.0, 4.0], "nvg-int8-kv": [6.0, 6.0], "llama.cpp": [], "openvino-genai": [2.0, 2.0]}
+    by_name = {variant.name: variant for variant in throughput._variants("float32")}
+    engines = [throughput.Measured(SimpleNamespace(variant=by_name[name]), tok_s) for name, tok_s in rates.items()]
+    medians = {
+        name: {peer: spread.median for peer, spread in by_peer.items()}
+        for name, by_peer in throughput.ratios(engines).items()
+    }
+    assert medians == {"nvg": {"openvino-genai": 1.75}, "nvg-int8-kv": {"openvino-genai": 3.0}}
 
 
 def test_soak_counts_and_compares(run):

@@ -232,6 +232,7 @@ def test_a_tile_of_a_machine_that_is_not_here_compiles_to_its_vector_instruction
         tile_function(module, features, Tile(kind, 4, 8, prefetches=True))
     for kind in ("float32", "int8_rows", "bfloat16"):
         tile_function(module, features, Tile(kind, 4, 8, is_paged=True))
+        tile_function(module, features, Tile(kind, 4, 8, is_keys=True))
         tile_function(module, features, Tile(kind, 2, 32, prefetches=kind == "int8_rows", is_apart=True))
     for function in module.functions:
         if not function.is_declaration:
@@ -239,7 +240,7 @@ def test_a_tile_of_a_machine_that_is_not_here_compiles_to_its_vector_instruction
     machine = binding.Target.from_triple(triple).create_target_machine(cpu="generic", features="+neon,+dotprod", opt=3)
     assembly = machine.emit_assembly(binding.parse_assembly(str(module)))
     bodies = dict(re.findall(r"^(nvg_tile_\w+):(.*?)^\.Lfunc_end", assembly, re.S | re.M))
-    assert len(bodies) == 11
+    assert len(bodies) == 14
     for name, body in bodies.items():
         assert ("prfm" in body) == (name[-4] == "1")
         assert not re.search(r"\bbl\t", body), f"{name} calls something"
@@ -259,6 +260,8 @@ roofline.test_byte_dots_are_made_as_often_as_counted(9)
 tests.test_a_row_has_the_same_bits_in_any_tile_and_with_k_in_any_pieces("bfloat16")
 for dtype in tests.DTYPES:
     tests.test_a_panel_is_the_product_of_what_operands_and_weights_mean(dtype, 160)
+for dtype in ("float32", "bfloat16"):
+    tests.test_panels_of_16_keys_give_the_bits_of_a_panel_of_32(dtype)
 print(cpu.features().vector_floats, cpu.features().int8_dot)
 """
 

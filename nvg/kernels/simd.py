@@ -220,24 +220,6 @@ def multiply_rows(typingctx, row, other, n):
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-@intrinsic
-def prefetch(typingctx, address, num_bytes):
-    """Ask for the bytes from `address` on, which need not exist, in the second-level cache."""
-
-    def codegen(context, builder, sig, args):
-        emit = Emitter(builder)
-        lines = builder.ashr(builder.add(args[1], ir.Constant(I64, 63)), ir.Constant(I64, 6))
-
-        def fetch(line, values):
-            emit.prefetch(builder.add(args[0], emit.times(line, 64)))
-            return values
-
-        emit.loop(lines, [], fetch)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
 def _gelu_tanh(emit, x):
     # 0.5 x (1 + tanh(z)) = x sigmoid(2 z), z = sqrt(2 / pi) (x + 0.044715 x^3)   (Hendrycks and Gimpel 2016)
     cubic = emit.fma(emit.mul(emit.mul(x, x), x), emit.constant(0.044715), x)

@@ -30,14 +30,7 @@ from numba.extending import intrinsic
 
 from nvg.kernels.dots import integer_dot, pair_dot
 from nvg.kernels.emitter import F32, I32, I64, Emitter
-from nvg.kernels.formats import (
-    GROUP,
-    GROUP_BYTES,
-    INT4_LEVELS,
-    KEYS_PANEL,
-    OPERAND_GROUP_BYTES,
-    PANEL,
-)
+from nvg.kernels.formats import GROUP, GROUP_BYTES, INT4_LEVELS, KEYS_PANEL, OPERAND_GROUP_BYTES, PANEL
 from nvg.runtime import cpu
 from nvg.runtime.cpu import Features
 
@@ -85,7 +78,8 @@ def emit_tile(builder: ir.IRBuilder, features: Features, tile: Tile, **args: Any
     A paged tile begins at 0. table: numbers (int32) of the blocks that hold block_steps steps each, block_bytes bytes
     apart; b: where the panel's rows begin in block 0.
 
-    In a tile of rows apart the panel of row r begins at b + r * ldb, and the mode has no ADD_BIAS.
+    In a tile of rows apart the panel of row r begins at b + r * ldb, and the mode has no ADD_BIAS. A tile of keys makes
+    all steps of its panels at once: that tells where the second panel begins.
     """
     width = min(features.vector_floats, tile.num_columns)
     emit = Emitter(builder, width, features)

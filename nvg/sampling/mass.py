@@ -83,8 +83,7 @@ def nucleus(row: Logits, p: float) -> tuple[np.float32, int]:
 
 @njit
 def nucleus_within(row: Logits, p: float, weights: Logits, indices: TokenIds) -> tuple[np.float32, int]:
-    """`nucleus` with memory that is there: float32 (padded(n),), int32 (n,), overwritten. New memory of this size can
-    cost more than all the rest, where the system takes it back each time."""
+    """`nucleus` with memory that is there: float32 (padded(n),), int32 (n,), overwritten."""
     top = largest(row)
     sums = np.empty(LANES)
     total = weigh_into(row, top, sums, weights)
