@@ -38,12 +38,22 @@ class Served:
 
 
 class NvgBatching:
-    """LLM.generate. Options: `kv`, the dtype of keys and values."""
+    """LLM.generate. Options: `kv`, the dtype of keys and values. Weights are mapped from the cache, as they are from
+    the second run on."""
 
     def __init__(self, setup: Setup) -> None:
+        self._llm = self._load(setup)
+        if not self._llm._engine.runner.is_from_cache:
+            self._llm.close()  # which writes the cache
+            self._llm = self._load(setup)
+        runner = self._llm._engine.runner
+        self.description = f"{version('nvg')}, {runner.dtype} weights, {runner.kv_dtype} KV"
+
+    @staticmethod
+    def _load(setup: Setup) -> Any:
         from nvg.llm import LLM
 
-        self._llm = LLM(
+        return LLM(
             str(setup.directory),
             dtype=setup.precision,
             kv_dtype=setup.options.get("kv"),
@@ -52,8 +62,6 @@ class NvgBatching:
             max_model_len=setup.context,
             report=lambda line: None,
         )
-        runner = self._llm._engine.runner
-        self.description = f"{version('nvg')}, {runner.dtype} weights, {runner.kv_dtype} KV"
 
     def run(self, work: Requests) -> Served:
         """All of them, sampled at the temperature."""

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from report import Spread
 from work import Task
 
 from nvg.bench.ceilings import Ceilings
+from nvg.bench.serving import Job
 from nvg.kernels.kv import kv_bytes_per_entry
 from nvg.kernels.roofline import instruction_for
 from nvg.model.config import ModelConfig
-from nvg.model.costs import decode_kv_bytes, decode_operations, prefill_operations, streamed_weight_bytes
+from nvg.model.costs import (
+    decode_kv_bytes,
+    decode_operations,
+    prefill_operations,
+    row_operations,
+    streamed_weight_bytes,
+)
 from nvg.model.runner import default_kv_dtype
 
 
@@ -62,3 +70,18 @@ class Bounds:
         num_bytes = streamed_weight_bytes(config, self.weight_bytes) / task.batch
         num_bytes += decode_kv_bytes(entry, 1, task.context, task.steps)
         return num_bytes, decode_operations(config, task.context, task.steps)
+
+
+def least_seconds(
+    config: ModelConfig, jobs: Sequence[Job], kv_dtype: str, operations_s: float, read_bytes_s: float
+) -> float:
+    """Seconds that the jobs take at least where a step is one batch: in each layer its matmuls compute, and then its
+    decoding rows read their keys and values. Weights, which many rows share, cost nothing here, nor does all else.
+    """
+    entry = kv_bytes_per_entry(kv_dtype, config.n_layer, config.n_head, config.n_embd // config.n_head)
+    operations, num_bytes = 0.0, 0.0
+    for job in jobs:
+        num_steps = job.max_tokens - 1  # the first token is prefill's
+        operations += prefill_operations(config, len(job.prompt)) + num_steps * row_operations(config)
+        num_bytes += num_steps * decode_kv_bytes(entry, 1, len(job.prompt), num_steps)
+    return operations / operations_s + num_bytes / read_bytes_s

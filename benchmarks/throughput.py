@@ -18,16 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from batching import Requests, Served
+from bounds import least_seconds
 from converted import source_key
 from dummy import SIZES, write_checkpoint
 from engines import EngineProcess, Setup, Variant
 from report import Spread, facts, known_model, print_facts, print_table, write_json
 
+from nvg.bench.ceilings import Ceilings, ceilings
 from nvg.bench.serving import Job
 from nvg.bench.workloads import throughput_jobs
 from nvg.errors import NvgError
 from nvg.hub import resolve_model
-from nvg.model.config import read_config
+from nvg.kernels.roofline import instruction_for
+from nvg.model.config import ModelConfig, read_config
+from nvg.model.runner import default_kv_dtype
 from nvg.runtime.cores import default_threads
 
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -60,6 +64,8 @@ class Measured:
 
     process: EngineProcess
     tok_s: list[float] = field(default_factory=list)
+    of_ceiling: list[float] = field(default_factory=list)
+    """nvg's as a fraction of what the machine could have done at most, measured right after."""
 
 
 def parse() -> argparse.Namespace:
@@ -90,7 +96,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def measure(engine: Measured, work: Requests) -> None:
+def measure(engine: Measured, work: Requests, config: ModelConfig, machine: Ceilings) -> None:
     """Do the requests once. An engine that made too few tokens has a problem."""
     done = engine.process.run(work)
     if done is None:
@@ -101,11 +107,19 @@ def measure(engine: Measured, work: Requests) -> None:
         engine.process.problem = f"wrong: made {sum(served.lengths)} tokens of {sum(wanted)}"
         return
     engine.tok_s.append(work.num_output_tokens / served.seconds)
+    variant = engine.process.variant
+    if variant.peer.startswith("nvg"):
+        rates = machine.operations_s(instruction_for(variant.precision)), machine.read_bytes_s()
+        kv_dtype = variant.options.get("kv") or default_kv_dtype(variant.precision)
+        engine.of_ceiling.append(least_seconds(config, work.jobs, kv_dtype, *rates) / served.seconds)
 
 
-def run_precision(precision: str, args: argparse.Namespace, setup: Setup, jobs: list[Job]) -> list[Measured]:
+def run_precision(
+    precision: str, args: argparse.Namespace, setup: Setup, jobs: list[Job], config: ModelConfig
+) -> list[Measured]:
     """All engines of a precision, with what was measured or with their problem."""
     with ExitStack() as stack:
+        machine = stack.enter_context(ceilings(args.threads))
         engines = []
         for variant in _variants(precision):
             if variant.name not in args.engines:
@@ -121,7 +135,7 @@ def run_precision(precision: str, args: argparse.Namespace, setup: Setup, jobs: 
             changed = [replace(job, prompt=[*job.prompt[repetition:], *job.prompt[:repetition]]) for job in jobs]
             begin = repetition % max(len(engines), 1)
             for engine in engines[begin:] + engines[:begin]:
-                measure(engine, Requests(changed, 1000 * repetition))
+                measure(engine, Requests(changed, 1000 * repetition), config, machine)
     return engines
 
 
@@ -141,12 +155,13 @@ def ratios(engines: list[Measured]) -> dict[str, dict[str, Spread]]:
 
 def print_precision(precision: str, engines: list[Measured]) -> None:
     compared = ratios(engines)
-    rows = [[precision, "output tok/s", *(f"{name} is x" for name in compared), "what"]]
+    rows = [[precision, "output tok/s", "of the ceiling", *(f"{name} is x" for name in compared), "what"]]
     for engine in engines:
         name, process = engine.process.variant.name, engine.process
         tok_s = Spread.of(engine.tok_s).text(1) if engine.tok_s else "-"
+        ceiling = Spread.of(engine.of_ceiling).text(2) if engine.of_ceiling else ""
         beside = [by_peer[name].text(2) if name in by_peer else "" for by_peer in compared.values()]
-        rows.append([f"  {name}", tok_s, *beside, process.problem or process.description])
+        rows.append([f"  {name}", tok_s, ceiling, *beside, process.problem or process.description])
     print_table(rows)
     print()
 
@@ -165,12 +180,13 @@ def run(args: argparse.Namespace, directory: Path, scratch: Path) -> int:
     result: dict[str, Any] = {"machine": machine, "settings": settings, "precisions": {}}
     setup = Setup(directory, scratch, "float32", args.threads, config.n_positions, args.slots)
     for precision in args.precision:
-        engines = run_precision(precision, args, setup, jobs)
+        engines = run_precision(precision, args, setup, jobs, config)
         print_precision(precision, engines)
         result["precisions"][precision] = {
             "engines": {
                 engine.process.variant.name: {
                     "tok_s": engine.tok_s,
+                    "of_ceiling": engine.of_ceiling,
                     "description": engine.process.description,
                     "problem": engine.process.problem,
                 }

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from types import SimpleNamespace
 import pytest
 from checkpoints import TALES, write_checkpoint
 
+from nvg.bench.serving import Job
 from nvg.model import packed_files
+from nvg.model.config import ModelConfig
+from nvg.model.costs import prefill_operations
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 OPTIONAL = (
@@ -179,10 +183,30 @@ def test_throughput_measures_nvg_and_names_missing_peers(run):
     for precision in ("float32", "int8"):
         engines = result["precisions"][precision]["engines"]
         assert len(engines["nvg"]["tok_s"]) == len(engines["nvg-int8-kv"]["tok_s"]) == 2
+        assert all(fraction > 0 for fraction in engines["nvg"]["of_ceiling"])
+        assert len(engines["nvg"]["of_ceiling"]) == 2
         for name in ("llama.cpp", "openvino-genai", "ctranslate2"):
             assert engines[name]["problem"].startswith("missing: no "), engines[name]
             assert name in process.stdout
         assert result["precisions"][precision]["is_x"] == {"nvg": {}, "nvg-int8-kv": {}}
+
+
+def test_least_seconds_are_those_of_every_step_computed_and_read(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    least_seconds = importlib.import_module("bounds").least_seconds
+    config = ModelConfig(vocab_size=101, n_positions=40, n_embd=64, n_layer=3, n_head=2, n_inner=96)
+    operations, entries = 0, 0
+    for length, max_tokens in ((5, 4), (7, 1)):
+        operations += prefill_operations(config, length)
+        for step in range(max_tokens - 1):
+            keys = length + step + 1
+            attention = config.n_layer * config.n_head * keys * 4 * config.head_size
+            operations += prefill_operations(config, keys, keys) - prefill_operations(config, keys - 1, keys - 1)
+            operations -= attention
+            entries += keys
+    jobs = [Job([0] * 5, 4), Job([0] * 7, 1)]
+    assert least_seconds(config, jobs, "float32", 10.0, math.inf) == pytest.approx(operations / 10)
+    assert least_seconds(config, jobs, "float32", math.inf, 1.0) == entries * config.n_layer * 2 * 64 * 4
 
 
 def test_throughput_compares_every_kind_of_nvg_with_every_peer_that_ended(monkeypatch):

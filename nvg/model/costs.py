@@ -28,9 +28,13 @@ def prefill_operations(config: ModelConfig, num_tokens: int, num_rows: int = 1) 
 def decode_operations(config: ModelConfig, context: int, num_steps: int) -> float:
     """The same of one sequence's decode step with its row of logits: the mean of `num_steps` steps of which the first
     comes after `context` tokens."""
-    c = config.n_embd
     keys = context + (num_steps + 1) / 2  # a token attends to itself, too
-    return 2 * (config.n_layer * (_layer_weights(config) + 2 * keys * c) + c * config.vocab_size)
+    return row_operations(config) + 4 * config.n_layer * keys * config.n_embd
+
+
+def row_operations(config: ModelConfig) -> int:
+    """The same of one row of a step with its logits, without attention's: what a row costs in every batch."""
+    return 2 * (config.n_layer * _layer_weights(config) + config.n_embd * config.vocab_size)
 
 
 def streamed_weight_bytes(config: ModelConfig, weight_bytes: int) -> int:
