@@ -27,6 +27,7 @@ from nvg.plugins import registry
 from nvg.progress import Progress
 from nvg.prompts import Prompt, given_params, pair, text_or_ids
 from nvg.runtime.compile_cache import CompileStep, prepare
+from nvg.runtime.interrupts import HeldInterrupt
 from nvg.runtime.kernel_store import Report
 from nvg.sampling.compose import SHORTCUTS, compose, own_chain, resolve
 from nvg.sampling.random import new_seed
@@ -153,11 +154,6 @@ class LLM:
         def sink(number: int) -> Sink:
             return lambda piece: ended.put(number) if piece.finish_reason else None
 
-        requests = self._requests(prompts, params, sink)
-        left = set(range(len(requests)))
-        for request in requests:
-            request.is_watched = False
-
         def look(number: int) -> None:
             """Count a request if all of its choices have ended."""
             sequences = requests[number].sequences
@@ -176,17 +172,23 @@ class LLM:
             while left:
                 look(_get(ended, tick))
 
-        self._thread.start()
-        with Progress(len(requests), self.stats, enabled=progress) as bar:
-            try:
-                self._thread.submit(requests)
-                wait()
-            except KeyboardInterrupt:
-                self._thread.abort(requests)
-                wait()
-            except BaseException:
-                self._thread.abort(requests)
-                raise
+        with HeldInterrupt() as interrupt:
+            requests = self._requests(prompts, params, sink)
+            left = set(range(len(requests)))
+            for request in requests:
+                request.is_watched = False
+            self._thread.start()
+            with Progress(len(requests), self.stats, enabled=progress) as bar:
+                try:
+                    interrupt.deliver()
+                    self._thread.submit(requests)
+                    wait()
+                except KeyboardInterrupt:
+                    self._thread.abort(requests)
+                    wait()
+                except BaseException:
+                    self._thread.abort(requests)
+                    raise
         return [request.output() for request in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:

@@ -2,6 +2,7 @@
 
 import _thread
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -423,6 +424,23 @@ def test_ctrl_c_while_the_requests_are_submitted(monkeypatch, comes):
     with from_components() as llm:
         outputs = llm.generate(["a", "b"], ENDLESS)
     assert [output.finish_reason for output in outputs] == ["aborted", "aborted"]
+
+
+def test_ctrl_c_while_the_prompts_are_encoded(monkeypatch):
+    encode = LetterTokenizer.encode
+
+    def interrupted(tokenizer, text, **options):
+        if text == "b":
+            signal.raise_signal(signal.SIGINT)
+        return encode(tokenizer, text, **options)
+
+    monkeypatch.setattr(LetterTokenizer, "encode", interrupted)
+    with from_components() as llm:
+        outputs = llm.generate(["a", "b", "c"], ENDLESS)
+        assert [output.finish_reason for output in outputs] == ["aborted"] * 3
+        assert llm.stats.steps == 0
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["b", "b"], ENDLESS)
 
 
 def test_ctrl_c_a_second_time_raises(monkeypatch):

@@ -1,9 +1,12 @@
 """Callers, samplers and parts of one's own that go wrong: an error says so, nothing is lost and nobody waits."""
 
 import asyncio
+import signal
 import threading
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from fakes import LetterTokenizer, TableRunner, cycle
 
@@ -24,6 +27,16 @@ class Faulty:
 
     def apply(self, logits, token_ids, state):
         self.call()
+
+
+class Changing:
+    """A sampler that changes more than the logits' values."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def apply(self, logits, token_ids, state):
+        self.change(logits, token_ids)
 
 
 class UnspeakableError(Exception):
@@ -113,10 +126,80 @@ def test_a_property_that_raises_ends_its_request_alone(llm):
     assert good.text == "bcde"
 
 
-def test_ctrl_c_in_a_loop_of_ones_own_is_no_fault_of_the_sampler(llm):
-    llm.engine.add_request("a", SamplingParams(sampler=Faulty(raising(KeyboardInterrupt()))))
+def through_the_base(logits, token_ids):
+    np.asarray(logits.base)[...] = -1
+
+
+def errors_raise(logits, token_ids):
+    np.seterr(all="raise")
+
+
+def changed(name, value, of_ids=False):
+    def change(logits, token_ids):
+        setattr(token_ids if of_ids else logits, name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        changed("shape", (1, -1)), changed("dtype", np.int32), changed("shape", (1, -1), of_ids=True),
+        lambda logits, token_ids: setattr(logits.flags, "writeable", False), through_the_base, errors_raise,
+    ],
+)  # fmt: skip
+def test_a_sampler_that_changes_its_arrays_themselves_changes_nobody_elses(llm, change):
+    underflows = Changing(lambda logits, token_ids: np.exp(np.float32(-1e4)))
+    others = [replace(GREEDY, sampler=[underflows, "greedy"], temperature=None), GREEDY]
+    for chain in ([Changing(change)], [Changing(change), "topp"], ["topk", Changing(change), "topp"]):
+        params = SamplingParams(sampler=chain, max_tokens=4, ignore_eos=True)
+        one, *rest = in_time(lambda params=params: llm.generate(["a"] * 3, [params, *others]))
+        assert one.finish_reason == "length", one.error
+        assert [output.text for output in rest] == ["bcde", "bcde"]
+
+
+def test_ctrl_c_in_a_loop_of_ones_own_comes_when_the_step_is_done(llm):
+    interrupt = Faulty(lambda: signal.raise_signal(signal.SIGINT))
+    ids = [
+        llm.engine.add_request("a", SamplingParams(sampler=interrupt, max_tokens=2)),
+        llm.engine.add_request("a", GREEDY),
+    ]
+    outputs = {}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            llm.engine.step()
+    while not llm.engine.is_finished():
+        outputs.update(llm.engine.step())
+    assert [len(outputs[request_id].token_ids) for request_id in ids] == [2, 4]
+    assert outputs[ids[1]].text == "bcde"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def twice():
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    pytest.fail("the second one was held, too")
+
+
+@pytest.mark.parametrize("fault", [raising(KeyboardInterrupt()), twice])
+def test_an_interrupt_in_the_middle_of_a_step_ends_the_requests(llm, fault):
+    ids = [llm.engine.add_request("a", SamplingParams(sampler=Faulty(fault))), llm.engine.add_request("a", GREEDY)]
     with pytest.raises(KeyboardInterrupt):
         llm.engine.step()
+    outputs = dict(llm.engine.step())
+    assert [outputs[request_id].error for request_id in ids] == ["the step failed: KeyboardInterrupt"] * 2
+    assert llm.engine.is_finished()
+    again = llm.engine.add_request("a", GREEDY)
+    while not llm.engine.is_finished():
+        outputs.update(llm.engine.step())
+    assert outputs[again].text == "bcde"
+
+
+def test_an_on_piece_that_raises_when_its_request_is_aborted(llm):
+    request_id = llm.engine.add_request("a", ENDLESS, raising(ValueError("mine")))
+    with pytest.raises(ValueError, match="mine"):
+        llm.engine.abort(request_id)
+    assert [request_id] == [ended for ended, _ in llm.engine.step()]
 
 
 def test_an_error_without_words_has_a_name():

@@ -8,9 +8,10 @@ from typing import Any
 
 from nvg.engine.engine import Engine
 from nvg.engine.sequence import Request, Sink
-from nvg.errors import EngineError, ParameterError
+from nvg.errors import AbortedError, EngineError, ParameterError, cause
 from nvg.params import Piece, RequestOutput, SamplingParams
 from nvg.prompts import given_params
+from nvg.runtime.interrupts import HeldInterrupt
 
 
 class StepLoop:
@@ -35,6 +36,7 @@ class StepLoop:
         self._requests: dict[int, Request] = {}
         self._finished: list[tuple[int, RequestOutput]] = []
         self._is_stepping = False
+        self._fault: BaseException | None = None  # the first that an on_piece raised in this step
 
     def add_request(
         self, prompt: Any, params: SamplingParams | None = None, on_piece: Callable[[Piece], None] | None = None
@@ -56,7 +58,10 @@ class StepLoop:
             if not left:
                 self._finished.append((request_id, self._requests.pop(request_id).output()))
             if on_piece is not None:
-                on_piece(piece)
+                try:
+                    on_piece(piece)
+                except BaseException as error:
+                    self._fault = self._fault or error
 
         request = self._make_request(prompt, params, sink)
         request.is_watched = on_piece is not None
@@ -67,17 +72,26 @@ class StepLoop:
     def step(self) -> list[tuple[int, RequestOutput]]:
         """Make one step; returns (id, output) of the requests that have ended since the last one.
 
-        Raises what an `on_piece` raises, after each got its pieces; the next step returns what has ended. Raises
+        Raises what an `on_piece` raises, after each got its pieces, and KeyboardInterrupt for a Ctrl-C that came, when
+        the step is done: the next step returns what has ended. Pressed again while a sampler does not return, or after
+        a fault of the engine's own, it raises at once, and all requests end with `finish_reason` "error". Raises
         EngineError inside of a step.
         """
         self._claim()
         if self._is_stepping:
             raise EngineError("step was called inside of a step, by an on_piece or a sampler: return from there first")
-        self._is_stepping = True
-        try:
-            self._engine.step()
-        finally:
-            self._is_stepping = False
+        with HeldInterrupt():
+            self._is_stepping = True
+            try:
+                self._engine.step()
+            except AbortedError:
+                raise
+            except BaseException as error:  # in the middle of it: what is half done can't go on
+                self._engine.abort_all("error", f"the step failed: {cause(error)}")
+                raise
+            finally:
+                self._is_stepping = False
+            self._raise_fault()
         finished, self._finished = self._finished, []
         return finished
 
@@ -92,3 +106,9 @@ class StepLoop:
             raise ParameterError(f"request_id is {request_id!r}; it must be one that add_request returned")
         if request_id in self._requests:
             self._engine.abort(self._requests[request_id])
+            self._raise_fault()
+
+    def _raise_fault(self) -> None:
+        fault, self._fault = self._fault, None
+        if fault is not None:
+            raise fault

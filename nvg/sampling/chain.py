@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import current_thread, main_thread
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from nvg.sampling.contract import Logits, SamplerRequest, TokenIds
 from nvg.sampling.draw import draw
 from nvg.sampling.random import DRAW_STAGE, uniform
 from nvg.sampling.recorder import Recorder
+
+_Array = TypeVar("_Array", Logits, TokenIds)
 
 _FEW = 1024
 """Of a whole row, so many candidates are found while they are counted."""
@@ -135,7 +137,6 @@ class Chain:
         width = request.vocab_size if wide else self._num_ids
         self._token_ids = np.arange(width, dtype=np.int32)
         self._token_ids.flags.writeable = False
-        self._shown_ids = self._token_ids.view()
         self._few, self._few_ids = np.empty(_FEW, np.float32), np.empty(_FEW, np.int32)
 
     def sample(
@@ -155,19 +156,18 @@ class Chain:
         """
         step = output_token_ids.size
         candidates, token_ids, num_left = self._candidates(logits, banned, step)
-        shown_ids = self._shown_ids  # views: whoever holds an array that owns its memory can make it writable
         recorder = self.recorder
         if recorder is not None:
             recorder.begin(candidates, token_ids)
         for index, (stage, sampler, clock) in enumerate(self._working):
             if index > self._last_wide and num_left < candidates.size:
                 candidates, token_ids = self._compact(candidates, token_ids, num_left)
-                shown_ids = token_ids.view()
             removed = candidates == -np.inf if num_left < candidates.size else None
             state = _State(prompt_token_ids, output_token_ids, self._seed, self._choice, index)
             try:
-                with clock:
-                    returned = sampler.apply(candidates, shown_ids, state)
+                shown, shown_ids = _lent(candidates), _lent(token_ids)
+                with np.errstate(), clock:  # how NumPy handles errors is everybody's on this thread
+                    returned = sampler.apply(shown, shown_ids, state)
             except _faults() as error:
                 raise SamplerError(_at(stage, f"raised {fault(error)}", step)) from error
             if returned is not None:
@@ -282,6 +282,12 @@ def _read_only(token_ids: TokenIds) -> TokenIds:
     view: TokenIds = token_ids.view()
     view.flags.writeable = False
     return view
+
+
+def _lent(array: _Array) -> _Array:
+    """An array of its own on the same memory: a sampler may change its shape, dtype and flags, and has no way to what
+    lies around it (the base of a view would be all rows of the step)."""
+    return np.frombuffer(array.data, array.dtype)
 
 
 def _at(stage: Stage, wrong: str, step: int) -> str:
