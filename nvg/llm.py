@@ -7,6 +7,7 @@ import time
 import weakref
 from _thread import start_new_thread
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -23,7 +24,7 @@ from nvg.model.checkpoint import Checkpoint
 from nvg.model.contract import Float32, ModelRunner
 from nvg.model.generation import GenerationDefaults, read_generation_defaults
 from nvg.params import EngineConfig, Piece, RequestOutput, SamplingParams
-from nvg.plugins import registry
+from nvg.plugins import registry, unknown_name
 from nvg.progress import Progress
 from nvg.prompts import Prompt, given_params, pair, text_or_ids
 from nvg.runtime.compile_cache import CompileStep, prepare
@@ -52,10 +53,11 @@ class LLM:
 
     def __init__(self, model: str = EngineConfig.model, *, report: Report = report_to_stderr, **options: Any) -> None:
         start = time.perf_counter()
-        try:
-            config = EngineConfig(model=model, **options)
-        except TypeError as error:
-            raise ParameterError(f"LLM: {error}; options are the fields of EngineConfig") from None
+        known = [field.name for field in fields(EngineConfig)]
+        for name in options:
+            if name not in known:
+                raise ParameterError(str(unknown_name("option of LLM", name, known)))
+        config = EngineConfig(model=model, **options)
         directory = hub.resolve_model(config.model)
         tokenizer = registry().tokenizers.load(config.tokenizer or "gpt2").from_dir(directory)
         with Checkpoint(directory) as checkpoint:

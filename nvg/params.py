@@ -16,6 +16,7 @@ DTYPES = ("float32", "bfloat16", "int8", "int4")
 KV_DTYPES = ("float32", "bfloat16", "int8")
 ON_FULL = ("stop", "error", "slide")
 MAX_SEED = 2**64 - 1
+MIN_BLOCK_SIZE = 32
 MAX_BATCHED_TOKENS = MAX_BLOCK_SIZE = 2**16  # buffers have room for as many
 
 
@@ -138,7 +139,8 @@ class SamplingParams:
             raise ParameterError(f"on_full is {self.on_full!r}; it must be one of {', '.join(ON_FULL)}")
         for name in ("stop", "stop_token_ids"):
             if isinstance(value := getattr(self, name), bytes) or not isinstance(value, Sequence):
-                raise ParameterError(f"{name} is {value!r}; it must be a list")
+                allowed = "a text or a list of texts" if name == "stop" else "a list of token ids"
+                raise ParameterError(f"{name} is {value!r}; it must be {allowed}")
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         for text in self.stop:
             if not isinstance(text, str) or not text:
@@ -229,9 +231,9 @@ class EngineConfig:
         _integer("max_prefill_tokens", self.max_prefill_tokens, 1)
         if self.max_model_len is not None:
             _integer("max_model_len", self.max_model_len, 1)
-        _integer("block_size", self.block_size, 32, MAX_BLOCK_SIZE)
-        if self.block_size % 32:
-            raise ParameterError(f"block_size is {self.block_size}; it must be a multiple of 32")
+        _integer("block_size", self.block_size, MIN_BLOCK_SIZE, MAX_BLOCK_SIZE, f"a multiple of {MIN_BLOCK_SIZE}")
+        if self.block_size % MIN_BLOCK_SIZE:
+            raise ParameterError(f"block_size is {self.block_size}; it must be a multiple of {MIN_BLOCK_SIZE}")
         if self.kv_memory is not None:
             _integer("kv_memory", self.kv_memory, 1)
 

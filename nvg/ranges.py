@@ -21,7 +21,8 @@ def number(name: str, value: object, allowed: str, low: float, high: float, *, o
     `allowed` says so in words."""
     good = isinstance(value, numbers.Real) and not isinstance(value, bool) and _is_finite(value)
     if not good or not (low < value if open_low else low <= value) or value > high:  # type: ignore[operator]
-        raise ParameterError(f"{name} is {shown(value)}; it must be a number {allowed}")
+        kind = "finite number" if isinstance(value, float) and math.isinf(value) else "number"
+        raise ParameterError(f"{name} is {shown(value)}; it must be a {kind} {allowed}")
 
 
 def _is_finite(value: numbers.Real) -> bool:

@@ -82,7 +82,8 @@ def test_work_that_takes_all_positions_fits(tiny_checkpoint, compiled_kernels, s
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (["--batch", 0], 2, "--batch is 0; it must be an integer >= 1"),
+        (["--batch", 0], 2, "--batch is 0; it must be an integer from 1 to 32768"),
+        (["--batch", 40000], 2, "--batch is 40000; it must be an integer from 1 to 32768"),
         (["--new-tokens", -1], 2, "--new-tokens is -1; it must be an integer >= 1"),
         (["--repetitions", 0], 2, "--repetitions is 0; it must be an integer >= 1"),
         (["--prompt-tokens", 513], 2, "--prompt-tokens is 513; these must fit the model's 512 positions"),
@@ -97,8 +98,8 @@ def test_work_that_takes_all_positions_fits(tiny_checkpoint, compiled_kernels, s
             "--new-tokens is 13; after a context of 500 the model's 512 positions leave room for 12: "
             "lower --new-tokens or context",
         ),
-        (["--context", 600, "--prompt-tokens", 1], 2, "the model's 512 positions leave room for 0"),
-        (["--dummy", "gpt2", "--context", 1024], 2, "the model's 1024 positions leave room for 0"),
+        (["--context", 600, "--prompt-tokens", 1], 2, "--context is 600; the model's 512 positions leave no room"),
+        (["--dummy", "gpt2", "--context", 1024], 2, "--context is 1024; the model's 1024 positions leave no room"),
         (["--dummy", "gpt3"], 2, "'gpt3' is not one of"),
         (["--dummy", "gpt2", "-m", "tales"], 2, "--dummy stands for a model: give it or --model, not both"),
         (["-o", "p=0.9"], 2, "-o sets an option of a --sampler, and there is none"),

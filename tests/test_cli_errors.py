@@ -25,7 +25,7 @@ USAGE = {
     "--max-tokens=x": "'--max-tokens': 'x' is not a valid integer",
     "--temperature=nan": "--temperature is nan; it must be a number >= 0 (0 means greedy)",
     "--temperature=-1": "--temperature is -1.0; it must be a number >= 0 (0 means greedy)",
-    "--temperature=inf": "--temperature is inf; it must be a number >= 0",
+    "--temperature=inf": "--temperature is inf; it must be a finite number >= 0",
     "--top-k=-1": "--top-k is -1; it must be an integer >= 0",
     "--top-p=0": "--top-p is 0.0; it must be a number above 0 and at most 1 (1 means off)",
     "--top-p=1.5": "--top-p is 1.5; it must be a number above 0 and at most 1 (1 means off)",

@@ -18,6 +18,7 @@ from cli_runner import finish, run_cli, start_cli
 
 from nvg.cli.interrupt import interruptible, is_working
 from nvg.runtime.cores import default_threads
+from nvg.runtime.interrupts import Stop
 
 pytestmark = pytest.mark.usefixtures("compiled_kernels")
 LONG = ("generate", "The king", "--max-tokens", 450, "--temperature", 0)
@@ -56,6 +57,20 @@ class TestCtrlC:
         assert len(begun + done.stdout) > 40
         assert done.stdout.endswith("\n")
         assert seconds < 5, "far below what the rest would have taken"
+
+    def test_while_it_measures(self):
+        process = start_cli(
+            "bench", "--repetitions", 10**6, "--new-tokens", 2, "--prompt-tokens", 2, "--format", "json"
+        )
+        while b"repetition 3 of 1000000" not in process.stderr.readline():
+            assert process.poll() is None
+        done, seconds = self.interrupt(process)
+        record = json.loads(done.stdout)
+        assert done.code == 130
+        assert done.stderr.endswith("nvg: interrupted\n")
+        assert record["repetitions"] >= 2
+        assert record["decode_tok_s"] > 0
+        assert seconds < 10
 
     @pytest.mark.parametrize("module", ["contextlib", "click"])
     def test_while_it_is_imported(self, module):
@@ -150,6 +165,22 @@ def test_ctrl_c_does_not_wait_for_what_cannot_be_interrupted():
     with pytest.raises(KeyboardInterrupt):
         interruptible(lambda: ended.wait(20))
     assert is_working()
+    ended.set()
+
+
+def test_ctrl_c_asks_for_the_end_once_where_there_is_something_to_keep():
+    stop, ended = Stop(has_something=True), threading.Event()
+    threading.Timer(0.1, _thread.interrupt_main).start()
+
+    def work():
+        while not stop.is_wanted:
+            time.sleep(0.01)
+        return "kept"
+
+    assert interruptible(work, stop) == "kept"
+    threading.Timer(0.1, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(lambda: ended.wait(20), stop)
     ended.set()
 
 

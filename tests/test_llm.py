@@ -176,8 +176,8 @@ def test_huge_numbers_cost_nothing(tiny_checkpoint, llm):
 
 
 def test_an_unknown_option_is_named():
-    with pytest.raises(ParameterError, match="dtyp"):
-        LLM(dtyp="float32")
+    with pytest.raises(ParameterError, match="'max_seqs'; did you mean 'max_num_seqs'"):
+        LLM(max_seqs=3)
 
 
 def test_a_model_that_is_not_there():

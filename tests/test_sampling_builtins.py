@@ -177,7 +177,7 @@ def test_the_place_in_memory_does_not_matter():
         (lambda: TopP("x"), "p is 'x'; it must be a number above 0 and at most 1 (1 means off)"),
         (lambda: MinP(-0.1), "p is -0.1; it must be a number from 0 to 1 (0 means off)"),
         (lambda: Temperature(-1), "t is -1; it must be a number >= 0 (0 means greedy, 1 means off)"),
-        (lambda: Temperature(math.inf), "t is inf; it must be a number >= 0 (0 means greedy, 1 means off)"),
+        (lambda: Temperature(math.inf), "t is inf; it must be a finite number >= 0 (0 means greedy, 1 means off)"),
         (lambda: Temperature(math.nan), "t is nan; it must be a number >= 0 (0 means greedy, 1 means off)"),
     ],
 )

@@ -30,6 +30,7 @@ from nvg.model.costs import decode_kv_bytes, kv_block_bytes, prefill_operations,
 from nvg.model.runner import default_kv_dtype
 from nvg.params import EngineConfig, SamplingParams
 from nvg.runtime import cores, cpu
+from nvg.runtime.interrupts import Stop
 from nvg.sampling.chain import Stage
 from nvg.sampling.compose import resolve
 
@@ -140,8 +141,10 @@ def run(
     *,
     dummy: str | None = None,
     stages: tuple[Stage, ...] = (),
+    stop: Stop | None = None,
 ) -> BenchResult:
-    """Measure `config.model`, or the `dummy` of that size instead; through `stages` if there are any.
+    """Measure `config.model`, or the `dummy` of that size instead; through `stages` if there are any. `stop` can make
+    it end after fewer repetitions.
 
     Limits of `config` that depend on the work are set here. Raises what loading a model does, and ParameterError for
     work that does not fit it, before it is loaded.
@@ -167,11 +170,11 @@ def run(
         bench = _Bench(engine, work, model_config, config, options, num_ids)
         first_token_s = bench.first_token(stages)
         bench.warn_of_cache(report)
-        peak, repetitions = bench.repeat(report)
+        peak, repetitions = bench.repeat(report, stop or Stop())
         return BenchResult(
             model=dummy or config.model,
             config=config,
-            options=options,
+            options=replace(options, repetitions=len(repetitions)),
             sampler=tuple(stage.name for stage in stages),
             threads=bench.num_threads,
             load_s=load_s,
@@ -231,7 +234,7 @@ class _Bench:
         length = max(1, min(self._prompt_tokens, self._engine.max_model_len - 1))
         return SampledSteps(self._engine, chain).prefill(self._random(0, (1, length)))
 
-    def repeat(self, report: Report) -> tuple[int | None, list[Repetition]]:
+    def repeat(self, report: Report, stop: Stop) -> tuple[int | None, list[Repetition]]:
         """(peak resident bytes of loading and work, all repetitions). The first steps of all are not timed."""
         options = self._options
         self._work.decode(self._random(1, (options.batch, options.context)), self._steps(1)[:_WARM_UP_STEPS])
@@ -240,6 +243,8 @@ class _Bench:
         with ExitStack() as stack:
             machine = None
             for number in range(options.repetitions):
+                if stop.is_wanted:
+                    break
                 report(f"repetition {number + 1} of {options.repetitions} ...")
                 prompts = self._random(2 + number, (options.batch, self._prompt_tokens))
                 prefill_s = self._work.prefill(prompts)
@@ -261,6 +266,7 @@ class _Bench:
                         of_peak_flops=operations / prefill_s / peak_rate,
                     )
                 )
+                stop.has_something = True
         return peak, repetitions
 
     def warn_of_cache(self, report: Report) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from nvg.errors import ParameterError
-from nvg.params import EngineConfig
+from nvg.params import MAX_BATCHED_TOKENS, EngineConfig
 from nvg.ranges import integer, number
 
 DUMMY_SIZES = MappingProxyType(
@@ -37,8 +37,7 @@ class BenchOptions:
             value = getattr(self, name)
             if name == "prompt_tokens" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ParameterError(f"{name} is {value!r}; it must be an integer >= 1")
+            integer(name, value, 1, MAX_BATCHED_TOKENS // 2 if name == "batch" else None)
 
     @property
     def max_batched_tokens(self) -> int:
@@ -67,9 +66,14 @@ class BenchOptions:
             )
         if self.longest(sampled=sampled) > n_positions:
             most = n_positions - (self.longest(sampled=sampled) - self.new_tokens)
+            if most < 1:
+                raise ParameterError(
+                    f"context is {self.context}; the model's {n_positions} positions leave no room for a step after "
+                    f"it: lower context"
+                )
             raise ParameterError(
                 f"new_tokens is {self.new_tokens}; after a context of {self.context} the model's {n_positions} "
-                f"positions leave room for {max(most, 0)}: lower new_tokens or context"
+                f"positions leave room for {most}: lower new_tokens or context"
             )
         return self
 

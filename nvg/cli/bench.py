@@ -21,6 +21,7 @@ from nvg.cli import options, say
 from nvg.cli.interrupt import interruptible
 from nvg.cli.table import print_table
 from nvg.params import EngineConfig, SamplingParams
+from nvg.runtime.interrupts import Stop
 
 if TYPE_CHECKING:
     from nvg.bench.measure import BenchResult
@@ -165,7 +166,8 @@ def bench(
     with options.flags_in_errors():
         bench_options = BenchOptions(**{name: work[name] for name in _WORK})
         config = EngineConfig(model=model, dtype=dtype, kv_dtype=kv_dtype, threads=threads)
-        result = interruptible(lambda: _run(config, bench_options, dummy, samplers, sampler_options, plot))
+        stop = Stop()
+        result = interruptible(lambda: _run(config, bench_options, dummy, samplers, sampler_options, plot, stop), stop)
     if output_format == "json":
         click.echo(json.dumps(result.record()))
     else:
@@ -175,6 +177,8 @@ def bench(
 
         write_plot(result, plot)
         say(f"drawn: {plot}")
+    if stop.is_wanted:
+        raise KeyboardInterrupt
 
 
 def _check_flags(context: click.Context, workload: str | None) -> None:
@@ -205,13 +209,14 @@ def _run(
     samplers: tuple[str, ...],
     sampler_options: tuple[str, ...],
     plot: Path | None,
+    stop: Stop,
 ) -> BenchResult:
     from nvg.bench.measure import run
     from nvg.bench.plot import check_plot
 
     if plot is not None:
         check_plot(plot)
-    return run(config, bench_options, say, dummy=dummy, stages=_stages(samplers, sampler_options))
+    return run(config, bench_options, say, dummy=dummy, stages=_stages(samplers, sampler_options), stop=stop)
 
 
 def _stages(samplers: tuple[str, ...], sampler_options: tuple[str, ...]) -> tuple[Stage, ...]:

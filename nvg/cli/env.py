@@ -37,6 +37,7 @@ def env(output_format: str, **given: Any) -> None:
     triple, name, _ = cpu.target()
     able = cpu.features()
     steps = [*runner.compile_steps(config.dtype, config.kv_dtype), *roofline.compile_steps(), *drawing.compile_steps()]
+    num_compiled = sum(step.is_cached() for step in steps)
     kept = packed_files.packed_files()
     names = registry()
     plugins = sorted(
@@ -56,7 +57,8 @@ def env(output_format: str, **given: Any) -> None:
         "free memory": f"{cores.available_memory() / 1e9:.1f} GB",
         "kv cache": _kv_cache(config),
         "compile cache": str(store.directory or "none"),
-        "compiled": f"{sum(step.is_cached() for step in steps)} of {len(steps)} kernels (nvg warmup compiles the rest)",
+        "compiled": f"{num_compiled} of {len(steps)} kernels"
+        + (" (nvg warmup compiles the rest)" if num_compiled < len(steps) else ""),
         "compiled size": f"{store.num_bytes() / 1e6:.1f} MB",
         "packed weights": str(packed_files.packed_directory()),
         "packed size": f"{sum(file.num_bytes for file in kept) / 1e6:.1f} MB in {len(kept)} files, "

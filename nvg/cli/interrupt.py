@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from nvg.runtime.interrupts import Stop
+
 _T = TypeVar("_T")
 _NAME = "nvg-work"
 
@@ -18,21 +20,28 @@ class _Worker(threading.Thread):
         self._function = function
         self.result: object = None
         self.error: BaseException | None = None
+        self.ended = threading.Event()  # what `join` says of a thread is wrong once Ctrl-C came in it (Python 3.11)
 
     def run(self) -> None:
         try:
             self.result = self._function()
         except BaseException as error:
             self.error = error
+        self.ended.set()
 
 
-def interruptible(function: Callable[[], _T]) -> _T:
+def interruptible(function: Callable[[], _T], stop: Stop | None = None) -> _T:
     """What `function()` returns or raises. It runs in a thread of its own, so that Ctrl-C raises KeyboardInterrupt here
-    at once; the thread is then left behind."""
+    at once; the thread is then left behind. With a `stop` that has something to keep, Ctrl-C asks for the end first."""
     worker = _Worker(function)
     worker.start()
-    while worker.is_alive():
-        worker.join(0.2)  # in short turns, because not every platform lets Ctrl-C end a long one
+    while not worker.ended.is_set():
+        try:
+            worker.ended.wait(0.2)  # in short turns, because not every platform lets Ctrl-C end a long one
+        except KeyboardInterrupt:
+            if stop is None or stop.is_wanted or not stop.has_something:
+                raise
+            stop.is_wanted = True
     if worker.error is not None:
         raise worker.error
     return worker.result  # type: ignore[return-value]

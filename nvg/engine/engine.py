@@ -39,6 +39,7 @@ class Engine:
         self.max_model_len = min(runner.max_model_len, config.max_model_len or runner.max_model_len)
         max_batched_tokens = min(config.max_num_batched_tokens, runner.max_batched_tokens)
         self.max_num_seqs = min(config.max_num_seqs, runner.max_logits_rows, max_batched_tokens)
+        self._bound_of_seqs = "max_num_seqs" if self.max_num_seqs == config.max_num_seqs else "max_num_batched_tokens"
         num_blocks = num_kv_blocks(config, runner.bytes_per_block(config.block_size), self.max_model_len)
         runner.allocate_kv(num_blocks, config.block_size)
         table_width = -(-self.max_model_len // config.block_size)
@@ -117,7 +118,7 @@ class Engine:
         if params.num_seqs > self.max_num_seqs:
             raise ParameterError(
                 f"n is {params.n}{', two sequences each with guidance' if params.is_guided else ''}; at most "
-                f"{self.max_num_seqs} sequences run at once: lower n or raise max_num_seqs"
+                f"{self.max_num_seqs} sequences run at once: lower n or raise {self._bound_of_seqs}"
             )
         slides, size = params.on_full == "slide" and may_slide, self.pool.block_size
         num_outputs = params.max_tokens if slides else min(params.max_tokens, context - longest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nvg.errors import EngineError, ParameterError
-from nvg.params import EngineConfig
+from nvg.params import MIN_BLOCK_SIZE, EngineConfig
 from nvg.runtime.cores import available_memory
 
 _SHARE_OF_FREE_MEMORY = 2
@@ -22,11 +22,15 @@ def num_kv_blocks(config: EngineConfig, bytes_per_block: int, max_model_len: int
     if allowed < 1 and config.kv_memory is not None:
         raise ParameterError(
             f"kv_memory is {config.kv_memory}; it must be at least a block's bytes, {bytes_per_block}: "
-            f"raise it or lower block_size, {config.block_size}"
+            f"raise it{_or_smaller(config.block_size)}"
         )
     if allowed < 1:
         raise EngineError(
-            f"half of the free memory holds no KV block of {bytes_per_block} bytes: free some, or lower block_size, "
-            f"{config.block_size}"
+            f"half of the free memory holds no KV block of {bytes_per_block} bytes: free some"
+            f"{_or_smaller(config.block_size)}"
         )
     return min(wanted, allowed)
+
+
+def _or_smaller(block_size: int) -> str:
+    return f", or lower block_size, {block_size}" if block_size > MIN_BLOCK_SIZE else ""

@@ -1,12 +1,22 @@
-"""Ctrl-C where it would leave something half done."""
+"""Ctrl-C where it would leave something half done, or lose what is done."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
+
+
+@dataclass
+class Stop:
+    """How work that is done piece by piece is asked to end early, with what there is."""
+
+    is_wanted: bool = False
+    has_something: bool = False
+    """Set by the work when there is something to keep."""
 
 
 class HeldInterrupt:
