@@ -189,13 +189,13 @@ class EngineConfig:
         weights, else bfloat16
     tokenizer: name of a tokenizer plugin; default None, which takes the checkpoint's own
     threads: compute threads, 1 to 256; default None, which means the physical cores that this process may use
-    max_num_seqs: most sequences in one step, 1 or more; default 64
+    max_num_seqs: most sequences in one step, 1 or more, but never more than max_num_batched_tokens; default 64
     max_num_batched_tokens: most tokens in one step, 1 to 65536; longer prompts are prefilled in pieces; default 512
     max_prefill_tokens: most tokens of prompts in a step in which others decode, or twice as many as decode if that is
         more: how long these wait for somebody else's prompt; 1 or more; where all that decode are `generate`'s, which
         waits for whole outputs, max_num_batched_tokens alone is the limit; default 16
-    max_model_len: most tokens of prompt and output together, 1 or more; default None, which means all positions that
-        the model has
+    max_model_len: most tokens of prompt and output together, 1 or more; default None, which means, like what is more
+        than that, all positions that the model has
     block_size: KV entries per block of the paged cache; a multiple of 32, up to 65536; default 32
     kv_memory: bytes for the KV cache, 1 or more; default None, which means what max_num_seqs can use, at most half of
         the free memory

@@ -249,7 +249,7 @@ def test_forced_prefix():
         (lambda: DRY(base=0.5), "base is 0.5; it must be a number >= 1"),
         (lambda: DRY(allowed_length=0), "allowed_length is 0; it must be an integer >= 1"),
         (lambda: Penalties(0), r"repetition is 0; it must be a number above 0 \(1 means off\)"),
-        (lambda: Penalties(presence=math.inf), "presence is inf; it must be a number"),
+        (lambda: Penalties(presence=math.inf), "presence is inf; it must be a finite number"),
         (lambda: Penalties(last_n=-2), r"last_n is -2; it must be an integer >= -1 \(-1 means all, 0 none\)"),
         (lambda: MinLength(-1), "n is -1"),
         (lambda: NoRepeatNGram(1.5), "n is 1.5; it must be an integer"),

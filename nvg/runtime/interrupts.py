@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -32,8 +33,9 @@ class HeldInterrupt:
         if threading.current_thread() is threading.main_thread():
             handler = signal.getsignal(signal.SIGINT)
             if callable(handler):
-                self._handler = handler
-                signal.signal(signal.SIGINT, self._hold)
+                with contextlib.suppress(ValueError):  # another interpreter than the main one has no signals
+                    signal.signal(signal.SIGINT, self._hold)
+                    self._handler = handler
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
