@@ -1,6 +1,7 @@
 """The Python API on the embedded model, and on components of one's own."""
 
 import _thread
+import gc
 import os
 import signal
 import subprocess
@@ -254,6 +255,26 @@ def test_logits_wait_for_room_in_the_pool():
     thread.join(10)
     assert results[0].shape == (3, 7)
     llm.close()
+
+
+def test_requests_that_have_ended_leave_nothing_for_the_garbage_collector(llm):
+    params = [SamplingParams(max_tokens=5, seed=1, n=2), SamplingParams(max_tokens=5, guidance_scale=2.0), GREEDY]
+    llm.generate(["The king"] * 3, params)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        llm.generate(["The king"] * 3, params)
+        for one in params:
+            list(llm.stream("The fox", one))
+            next(llm.stream("The fox", one))
+        gc.collect()
+        kinds = {type(one).__name__ for one in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not kinds & {"Request", "ChoiceSequence", "Sequence", "Chain", "TextStream", "Stream"}
 
 
 def test_a_closed_llm_says_so():

@@ -350,6 +350,7 @@ class Engine:
         sequence.chain = None  # whose rows are as long as the vocabulary, and a caller may keep many requests
         self._scheduler.remove(sequence)
         self._pieces.append((sequence.request, sequence.piece(text, num_token_ids)))
+        sequence.let_go()
 
     def _end(self, request: Request, reason: FinishReason, error: str | None) -> None:
         for sequence in request.choices:

@@ -194,6 +194,13 @@ class ChoiceSequence(Sequence):
         self.error: str | None = None
         self._shown: list[str] = []
 
+    def let_go(self) -> None:
+        """Of its request and its pair, when it has ended: circles would stay in memory until the garbage collector
+        finds them."""
+        for one in self.pair:
+            del one.request
+            one.pair = ()
+
     @property
     def prompt_token_ids(self) -> Int32:
         return self._tokens[: self.num_prompt_tokens]
