@@ -1032,6 +1032,8 @@ class TestDamagedFiles:
             ({"normalizer": ["NFC"]}, r"normalizer \['NFC'\]"),
             ({"normalizer": replace({"String": "a"}, "x" * 201)}, "the content 'xxx.* of a normalizer"),
             ({"normalizer": replace({"String": "a"}, 5)}, "the content 5 of a normalizer"),
+            ({"normalizer": replace({"String": "a"}, "b\udc00")}, r"the content 'b\\udc00' of a normalizer"),
+            ({"normalizer": {"type": "Prepend", "prepend": "\ud800"}}, r"the prepend '\\ud800' of a normalizer"),
             ({"normalizer": nested("normalizers", {"type": "NFC"}, 101)}, "a normalizer of more than 100 parts"),
             ({"pre_tokenizer": nested("pretokenizers", split("a"), 101)}, "a pre_tokenizer of more than 100 parts"),
             ({"post_processor": nested("processors", None, 101)}, "a post_processor of more than 100 parts"),

@@ -29,6 +29,15 @@ def joined_surrogates(text: str) -> str:
     return text
 
 
+def is_unicode(text: str) -> bool:
+    """Whether there is no surrogate in the text, which no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def unknown_token_id(token_id: int, vocab_size: int) -> ParameterError:
     """The error for an id outside 0 .. vocab_size - 1."""
     return ParameterError(f"token id {token_id} is not in the vocabulary; ids go from 0 to {vocab_size - 1}")

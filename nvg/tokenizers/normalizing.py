@@ -11,6 +11,7 @@ import regex
 
 from nvg.errors import ParameterError
 from nvg.files import shown
+from nvg.tokenizers.checks import is_unicode
 from nvg.tokenizers.components import UnsupportedError, parts_of
 from nvg.tokenizers.oniguruma import PATTERN_FLAGS, read_pattern, timeout_s
 
@@ -62,7 +63,7 @@ def _stripped(text: str, *, left: bool, right: bool) -> str:
 def _content(setting: Mapping[str, Any], key: str) -> str:
     """What a normalizer puts into a text."""
     content = setting.get(key)
-    if not isinstance(content, str) or len(content) > _MAX_CONTENT_CHARS:
+    if not isinstance(content, str) or len(content) > _MAX_CONTENT_CHARS or not is_unicode(content):
         raise UnsupportedError(f"the {key} {shown(content)} of a normalizer")
     return content
 
