@@ -56,7 +56,7 @@ class LLM:
         known = [field.name for field in fields(EngineConfig)]
         for name in options:
             if name not in known:
-                raise ParameterError(str(unknown_name("option of LLM", name, known)))
+                raise unknown_name("option of LLM", name, known)
         config = EngineConfig(model=model, **options)
         directory = hub.resolve_model(config.model)
         tokenizer = registry().tokenizers.load(config.tokenizer or "gpt2").from_dir(directory)

@@ -177,7 +177,7 @@ def test_huge_numbers_cost_nothing(tiny_checkpoint, llm):
 
 
 def test_an_unknown_option_is_named():
-    with pytest.raises(ParameterError, match="'max_seqs'; did you mean 'max_num_seqs'"):
+    with pytest.raises(UnknownNameError, match="'max_seqs'; did you mean 'max_num_seqs'"):
         LLM(max_seqs=3)
 
 

@@ -69,7 +69,7 @@ class BenchOptions:
             if most < 1:
                 raise ParameterError(
                     f"context is {self.context}; the model's {n_positions} positions leave no room for a step after "
-                    f"it: lower context"
+                    "it: lower context"
                 )
             raise ParameterError(
                 f"new_tokens is {self.new_tokens}; after a context of {self.context} the model's {n_positions} "

@@ -18,6 +18,7 @@ from typing import Any
 from nvg import ranges
 from nvg.errors import CheckpointError, ParameterError, shown
 from nvg.files import read_json
+from nvg.tokenizers.checks import is_unicode
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,10 @@ def _flag(name: str, value: Any) -> None:
 
 def _texts(name: str, value: Any) -> None:
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) and _is_unicode(text) for text in texts):
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text and is_unicode(text) for text in texts):
         raise ParameterError(f"{name} is {shown(value)}; it must be a text or a list of texts that are not empty")
     if sum(map(len, texts)) > _MOST_CHARACTERS:  # whoever looks for them takes 300 bytes for each
         raise ParameterError(f"{name} is {shown(value)}; it must be at most {_MOST_CHARACTERS} characters in all")
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether it can be in another text: it is not empty, and has no lone surrogate."""
-    return bool(text) and text.encode(errors="replace").decode() == text
 
 
 def _sequences(name: str, value: Any) -> None:

@@ -30,7 +30,7 @@ def joined_surrogates(text: str) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether there is no surrogate in the text, which no encoding has."""
+    """Whether it can be in another text: it has no surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:
